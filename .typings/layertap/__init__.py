@@ -1,0 +1,1 @@
+../../capture/_front/__init__.py

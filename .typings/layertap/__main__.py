@@ -1,0 +1,1 @@
+../../capture/_front/__main__.py
