@@ -1,1 +1,1 @@
-"""placeholder"""
+"""One file for each framework; each imports its framework alone and is loaded by name."""

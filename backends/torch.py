@@ -1,0 +1,542 @@
+"""PyTorch: taps are forward hooks that copy at once into memory that was prepared for them.
+
+What shaped it:
+
+* A reference to an output is not the output: 17 of the 60 leaf outputs of a torchvision ResNet-18 are
+  overwritten later by `ReLU(inplace=True)` or `+=`. So every hook copies, on the stream that computes.
+* `view.copy_(output)` into a view made beforehand costs 0.65 us and its bytes, fuses the cast, and stays in
+  one graph; building a view in the hook costs 6 us.
+* What a hook returns replaces the module's output: it returns None.
+* On a GPU the hooks fill a slab in device memory, and one copy a step moves it to page-locked host memory on
+  a side stream, after an event. A copy straight from the output would race with in-place operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..capture.backend import Backend, Json, Learned, Session, Sink
+from ..capture.checksum import crc32c
+from ..capture.data import Batch, Preprocess, SampleSource, Source, prefetched
+from ..capture.dtypes import BFLOAT16, DType, dtype_name
+from ..capture.errors import CaptureError, DataError
+from ..capture.layout import Layout
+from ..capture.pipeline import Memory, Piece, Slab
+from ..capture.taps import ROOT, Choice, Layer, Path, Patterns, TapName, flatten, follow, select
+
+_TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+    )
+}
+_NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
+
+
+class TorchBackend(Backend):
+    """`torch.nn.Module`s."""
+
+    name = "torch"
+
+    def accepts(self, model: Any) -> bool:
+        """Return whether `model` is a module."""
+        return isinstance(model, nn.Module)
+
+    def layers(self, model: Any) -> list[Layer]:
+        """Return the model and all of its modules; a shared module under each of its names."""
+        return [
+            Layer(name or ROOT, tuple(c.__name__ for c in type(module).__mro__), module)
+            for name, module in model.named_modules(remove_duplicate=False)
+        ]
+
+    def session(self, model: Any, layers: Patterns) -> Session:
+        """Choose `layers` of `model`."""
+        return TorchSession(model, select(self.layers(model), layers) if layers else [])
+
+    def describe(self, model: Any) -> Json:
+        """Return the model's type, its number of parameters, and a checksum of its weights."""
+        return {
+            "type": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "weights": _fingerprint(model),
+        }
+
+    def source(self, data: Any) -> Source | None:
+        """Return a source for a torch `Dataset`; the normalisation is read from its transform."""
+        if isinstance(data, torch.utils.data.IterableDataset):
+            raise DataError(
+                "an IterableDataset has no indices, so its rows cannot be shared out or resumed; use record() "
+                "with a loop of your own"
+            )
+        if not isinstance(data, torch.utils.data.Dataset):
+            return None
+        return TorchSource(data, preprocess=_normalisation(getattr(data, "transform", None)))
+
+    def batches(self, source: Source, steps: Sequence[range], workers: int) -> Iterator[Batch]:
+        """Yield batches; a torch `Dataset` is read by a `DataLoader`, with worker processes if asked."""
+        if not isinstance(source, TorchSource) or workers < 1:
+            yield from prefetched(source, steps, workers if not isinstance(source, TorchSource) else 0)
+            return
+        loader = torch.utils.data.DataLoader(
+            source.samples,
+            batch_sampler=[list(step) for step in steps],
+            num_workers=workers,
+            collate_fn=list,
+        )
+        for step, samples in zip(steps, loader, strict=True):
+            yield source.collate(step, samples)
+
+
+class TorchSource(SampleSource):
+    """A torch `Dataset` of tensors, PIL images or dicts."""
+
+    def stack(self, values: Sequence[Any]) -> Any:
+        """Stack to one tensor.
+
+        Raises:
+            DataError: the values differ in shape.
+
+        """
+        tensors = [torch.as_tensor(value) for value in values]
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        if len(shapes) > 1:
+            raise DataError(
+                f"the inputs of one batch differ in shape: {', '.join(map(str, sorted(shapes)))}; resize or pad "
+                "them in the data set's transform"
+            )
+        return torch.stack(tensors)
+
+
+class _Tap:
+    """Where one tensor of one call goes."""
+
+    __slots__ = ("index", "path", "step")
+
+    def __init__(self, index: int, path: Path) -> None:
+        self.index, self.path, self.step = index, path, -1
+
+
+class _Hook:
+    """The forward hook of one layer."""
+
+    __slots__ = ("call", "calls", "choice", "session")
+
+    def __init__(self, session: TorchSession, choice: Choice) -> None:
+        self.session, self.choice = session, choice
+        self.call = 0
+        self.calls: list[list[_Tap]] = []
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        session = self.session
+        call = self.call
+        self.call = call + 1
+        if session.copies is None:
+            if session.learning:
+                session.learn(self.choice, call + 1, output)
+            return
+        if call >= len(self.calls):
+            if self.choice.only:
+                return
+            raise CaptureError(
+                f"{self.choice.layer.name} was called {call + 1} times in this forward and "
+                f"{len(self.calls)} times in the first; every forward must call it alike"
+            )
+        for tap in self.calls[call]:
+            tensor = output if not tap.path else session.find(output, tap)
+            session.copy(tap, tensor)
+
+
+class TorchSession(Session):
+    """One module with hooks on its chosen layers."""
+
+    def __init__(self, model: nn.Module, choices: Sequence[Choice]) -> None:
+        self.model = model
+        self.learning = False
+        #: The prepared views of this step's pieces, with the rows; None where nothing is copied.
+        self.copies: list[tuple[list[Tensor], Piece]] | None = None
+        self._whole: list[Tensor] | None = None
+        self._hooks = [_Hook(self, choice) for choice in choices]
+        self._handles: list[RemovableHandle] = []
+        self._sink: Sink | None = None
+        self._kept: dict[TapName, Tensor] = {}
+        self._types: dict[str, str] = {choice.layer.name: choice.layer.type for choice in choices}
+        self._names: list[TapName] = []
+        self._shapes: list[torch.Size] = []
+        self._n_rows = 0
+        self._step = 0
+        self._memory: _HostMemory | _DeviceMemory | None = None
+
+    def attach(self, sink: Sink) -> None:
+        """Register all hooks, or none and raise."""
+        self._sink = sink
+        if not self._hooks:
+            return
+        try:
+            self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            for hook in self._hooks:
+                self._handles.append(hook.choice.layer.module.register_forward_hook(hook))
+            self._handles.append(self.model.register_forward_hook(self._end))
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Remove the hooks and let go of all tensors."""
+        while self._handles:
+            self._handles.pop().remove()
+        if self._memory is not None:
+            self._memory.release()
+            self._memory = None
+        self._kept.clear()
+        self._sink = None
+        self.copies = self._whole = None
+        self.learning = False
+
+    def forward(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module on a batch, moved to where its parameters are."""
+        move = self._mover()
+        return self.model(*map(move, inputs), **{key: move(value) for key, value in kwargs.items()})
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluation mode without gradients; every module gets its own mode back."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def learn(self, choice: Choice, call: int, output: Any) -> None:
+        """Keep copies of what a layer gave in the first step."""
+        for path, tensor in flatten(output, lambda value: isinstance(value, Tensor)):
+            tap = TapName(choice.layer.name, call, path)
+            if choice.takes(tap):
+                _check_tensor(tap, tensor, self._n_rows)
+                self._kept[tap] = tensor.detach().clone(memory_format=torch.contiguous_format)
+
+    def learned(self) -> list[Learned]:
+        """Return the taps of the first step, layer by layer in the order of the model."""
+        found: list[Learned] = []
+        for hook in self._hooks:
+            name = hook.choice.layer.name
+            taps = [tap for tap in self._kept if tap.layer == name]
+            if not taps:
+                raise CaptureError(_silent(hook))
+            for wanted in hook.choice.only:
+                if not any(
+                    tap.call == wanted.call and tap.path[: len(wanted.path)] == wanted.path for tap in taps
+                ):
+                    raise CaptureError(
+                        f"{name} gave no {wanted} in the first forward; it gave {', '.join(map(str, taps))}"
+                    )
+            hook.calls = [[] for _ in range(max(tap.call for tap in taps))]
+            for tap in taps:
+                tensor = self._kept[tap]
+                hook.calls[tap.call - 1].append(_Tap(len(found), tap.path))
+                found.append(
+                    Learned(tap, self._types[name], tuple(tensor.shape[1:]), _numpy_dtype(tensor.dtype))
+                )
+        self._names = [learned.tap for learned in found]
+        return found
+
+    def sample(self, i: int) -> NDArray[Any]:
+        """Return tap `i` of the first step."""
+        return _to_numpy(self._kept[self._names[i]])
+
+    def prepare(self, layout: Layout, memory: Memory, slabs: Sequence[Slab]) -> None:
+        """Make views into the slabs, or into device memory and page-lock the slabs."""
+        device = next((tensor.device for tensor in self._kept.values()), torch.device("cpu"))
+        kind = _DeviceMemory if device.type == "cuda" else _HostMemory
+        self._memory = kind(layout, memory, slabs, device)
+        self._shapes = [torch.Size(tap.shape) for tap in layout.taps]
+
+    def replay(self, pieces: Sequence[Piece]) -> None:
+        """Copy what the first step kept."""
+        self._aim(pieces)
+        for hook in self._hooks:
+            for call in hook.calls:
+                for tap in call:
+                    self.copy(tap, self._kept[self._names[tap.index]])
+        self._kept.clear()
+
+    def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
+        """Start the device-to-host copy of the step; None on the host."""
+        assert self._memory is not None
+        return self._memory.transfer(pieces)
+
+    def put(self, view: NDArray[Any], values: Any) -> None:
+        """Copy a column; from a GPU without waiting for it."""
+        if isinstance(values, Tensor):
+            torch.from_numpy(view).copy_(values.detach(), non_blocking=values.is_cuda)
+        else:
+            super().put(view, values)
+
+    def to_numpy(self, values: Any) -> NDArray[Any]:
+        """Return a tensor, or anything array-like, on the host."""
+        return _to_numpy(values) if isinstance(values, Tensor) else np.asarray(values)
+
+    def copy(self, tap: _Tap, tensor: Any) -> None:
+        """Copy one tap's rows to where they belong, casting if need be.
+
+        Raises:
+            CaptureError: it is no tensor, or of another shape than in the first step.
+
+        """
+        index = tap.index
+        whole = self._whole
+        if whole is not None and tensor.shape == whole[index].shape:
+            whole[index].copy_(tensor.detach())
+        else:
+            self._check_shape(tap, tensor)
+            tensor = tensor.detach()
+            for views, piece in self.copies or ():
+                views[index][piece.rows].copy_(tensor[piece.batch])
+        tap.step = self._step
+
+    def find(self, output: Any, tap: _Tap) -> Any:
+        """Return the part of `output` that `tap` names.
+
+        Raises:
+            CaptureError: it is not there this time.
+
+        """
+        try:
+            return follow(output, tap.path)
+        except (LookupError, TypeError):
+            raise CaptureError(
+                f"{self._names[tap.index]} is not in the output this time; every forward must give it"
+            ) from None
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._sink is not None
+        self._n_rows = _batch_rows((*args, *kwargs.values()))
+        self.copies = self._whole = None
+        self.learning = False
+        pieces = self._sink.begin(self._n_rows)
+        self._step += 1
+        for hook in self._hooks:
+            hook.call = 0
+        if pieces is None:
+            self._kept.clear()
+            self.learning = True
+        elif pieces:
+            self._aim(pieces)
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        assert self._sink is not None
+        if self.copies is not None:
+            for hook in self._hooks:
+                for call in hook.calls:
+                    for tap in call:
+                        if tap.step != self._step:
+                            raise CaptureError(
+                                f"{self._names[tap.index]} fired in the first forward and not in this one"
+                            )
+        self.copies = self._whole = None
+        self.learning = False
+        self._sink.done()
+
+    def _aim(self, pieces: Sequence[Piece]) -> None:
+        """Point the hooks at the memory of a step."""
+        assert self._memory is not None
+        self.copies = [(self._memory.views(piece.slab), piece) for piece in pieces]
+        # A batch that fills one slab is copied into prepared views; any other is cut to measure.
+        fills = len(pieces) == 1 and pieces[0].start == 0 and pieces[0].batch == slice(0, self._n_rows)
+        self._whole = self.copies[0][0] if fills else None
+
+    def _check_shape(self, tap: _Tap, tensor: Any) -> None:
+        name = self._names[tap.index]
+        if not isinstance(tensor, Tensor):
+            raise CaptureError(f"{name} is a {type(tensor).__name__} this time, not a tensor")
+        if tensor.shape[1:] != self._shapes[tap.index] or tensor.shape[0] != self._n_rows:
+            raise CaptureError(
+                f"{name} has shape {tuple(tensor.shape)}; {(self._n_rows, *self._shapes[tap.index])} follows "
+                "from the first batch. A tap keeps the shape of its rows: give inputs of one size"
+            )
+
+    def _mover(self) -> Callable[[Any], Any]:
+        parameter = next(self.model.parameters(), None)
+        device = parameter.device if parameter is not None else torch.device("cpu")
+
+        def move(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                value = torch.from_numpy(value if value.flags.writeable else value.copy())
+            if not isinstance(value, Tensor):
+                return value
+            moved = value.to(device, non_blocking=True)
+            if parameter is not None and moved.is_floating_point() and parameter.is_floating_point():
+                return moved.to(parameter.dtype)
+            return moved
+
+        return move
+
+
+class _HostMemory:
+    """Slabs that the hooks fill themselves: the copy in the hook is the only one."""
+
+    def __init__(self, layout: Layout, memory: Memory, slabs: Sequence[Slab], device: torch.device) -> None:
+        self._views = {slab.number: _tap_views(layout, torch.from_numpy(slab.memory)) for slab in slabs}
+
+    def views(self, slab: Slab) -> list[Tensor]:
+        """Return the tensor of each tap in `slab`."""
+        return self._views[slab.number]
+
+    def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
+        """Do nothing: the rows are there."""
+        return None
+
+    def release(self) -> None:
+        """Let go of the slabs."""
+        self._views.clear()
+
+
+class _DeviceMemory:
+    """Slabs that are filled by way of device memory; written for CUDA.
+
+    Three device slabs: one that hooks fill, one in transfer, one between. Each is moved by one asynchronous
+    copy into a page-locked slab once all its rows are there, or once the step that it belongs to ends.
+    """
+
+    _N_SLABS = 3
+
+    def __init__(self, layout: Layout, memory: Memory, slabs: Sequence[Slab], device: torch.device) -> None:
+        self._layout, self._memory, self._device = layout, memory, device
+        self._stream = torch.cuda.Stream(device)
+        # Registering memory of our own locks just its bytes; torch's pinned allocator rounds up to 2**n.
+        self._check(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+        self._locked = True
+        self._device_slabs = [
+            torch.empty(layout.device_bytes, dtype=torch.uint8, device=device) for _ in range(self._N_SLABS)
+        ]
+        self._device_views = [_tap_views(layout, slab) for slab in self._device_slabs]
+        self._copied: list[torch.cuda.Event | None] = [None] * self._N_SLABS
+        self._holds: dict[int, int] = {}
+        self._turn = 0
+
+    def views(self, slab: Slab) -> list[Tensor]:
+        """Return the device tensor of each tap that will end up in `slab`."""
+        if slab.number not in self._holds:
+            turn = self._turn
+            self._turn = (turn + 1) % self._N_SLABS
+            self._holds = {number: held for number, held in self._holds.items() if held != turn}
+            if (copied := self._copied[turn]) is not None:
+                torch.cuda.current_stream(self._device).wait_event(copied)
+            self._holds[slab.number] = turn
+        return self._device_views[self._holds[slab.number]]
+
+    def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
+        """Start one copy for each slab of the step and return what waits for them."""
+        computed = torch.cuda.current_stream(self._device).record_event()
+        self._stream.wait_event(computed)
+        with torch.cuda.stream(self._stream):
+            for piece in pieces:
+                turn = self._holds[piece.slab.number]
+                host = torch.from_numpy(piece.slab.memory[: self._layout.device_bytes])
+                host.copy_(self._device_slabs[turn], non_blocking=True)
+                self._copied[turn] = self._stream.record_event()
+                if piece.rows.stop == self._layout.step_rows:
+                    del self._holds[piece.slab.number]
+        done = self._stream.record_event()
+        return lambda: done.synchronize()
+
+    def release(self) -> None:
+        """Wait for copies under way and unlock the host memory."""
+        self._stream.synchronize()
+        if self._locked:
+            self._locked = False
+            self._check(torch.cuda.cudart().cudaHostUnregister(self._memory.ctypes.data))
+
+    def _check(self, status: Any) -> None:
+        if int(status) != 0:
+            raise CaptureError(f"the GPU's driver cannot lock host memory: {status}; give less memory")
+
+
+def _tap_views(layout: Layout, slab: Tensor) -> list[Tensor]:
+    views = []
+    for tap, offset in zip(layout.taps, layout.offsets, strict=False):
+        data = slab[offset : offset + tap.row_bytes * layout.step_rows]
+        dtype = _TORCH_DTYPES[dtype_name(tap.dtype)]
+        views.append(data.view(dtype).view(layout.step_rows, *tap.shape))
+    return views
+
+
+def _check_tensor(tap: TapName, tensor: Tensor, n_rows: int) -> None:
+    kind = None
+    if tensor.is_meta:
+        kind = "lies on the meta device and has no values"
+    elif tensor.layout is not torch.strided or tensor.is_nested:
+        kind = f"is {'nested' if tensor.is_nested else tensor.layout}, not a dense tensor"
+    elif tensor.dtype not in _NAMES:
+        kind = f"holds {tensor.dtype}, which a store cannot hold"
+    elif tensor.ndim == 0 or tensor.shape[0] != n_rows:
+        kind = f"has shape {tuple(tensor.shape)}; the batch has {n_rows} rows, and rows come first"
+    if kind is not None:
+        raise CaptureError(f"{tap} {kind}")
+
+
+def _silent(hook: _Hook) -> str:
+    layer = hook.choice.layer
+    if hook.call:
+        return f"{layer.name} ({layer.type}) gave no tensor: there is nothing to capture"
+    return (
+        f"{layer.name} ({layer.type}) did not run as a module in this forward. Either the forward does not "
+        "call it (as with the projections inside nn.MultiheadAttention), or the model was compiled before "
+        "hooks were there: then record first and compile after, or call torch._dynamo.reset()"
+    )
+
+
+def _numpy_dtype(dtype: torch.dtype) -> DType:
+    name = _NAMES[dtype]
+    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: NDArray[Any] = tensor.numpy()
+    return array
+
+
+def _batch_rows(values: Sequence[Any]) -> int:
+    for value in values:
+        if isinstance(value, Tensor) and value.ndim:
+            return int(value.shape[0])
+        if isinstance(value, list | tuple) and value:
+            return len(value)
+        if isinstance(value, dict) and value:
+            return _batch_rows(list(value.values()))
+    raise CaptureError("the forward got no tensor whose first axis would count the rows of the batch")
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            continue
+        data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+        crc = crc32c(data.data) if data.size else 0
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{crc:08x}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _normalisation(transform: Any) -> Preprocess:
+    """Read mean and standard deviation from a torchvision `Normalize` inside `transform`."""
+    for part in (transform, *getattr(transform, "transforms", ())):
+        if type(part).__name__ == "Normalize" and hasattr(part, "mean") and hasattr(part, "std"):
+            return Preprocess(tuple(map(float, part.mean)), tuple(map(float, part.std)))
+    return Preprocess()

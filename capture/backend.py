@@ -1,0 +1,228 @@
+"""What a framework's backend must give the engine, with working defaults for what most have alike.
+
+A backend finds layers and hands out a `Session`, which takes values out of one model. Everything else
+(rows, blocks, files) is the engine's. A backend is one file; its framework is imported there alone, and
+only where the user has imported it already or asked for the backend by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data import Batch, Source, prefetched
+from .dtypes import DType
+from .errors import MissingPackageError, PlanError, SelectionError
+from .layout import Layout
+from .pipeline import Memory, Piece, Slab
+from .taps import Layer, Patterns, TapName
+
+Json = dict[str, Any]
+
+#: Backends of this package: name -> (framework, class). The order is the order in which they are asked.
+BACKENDS: dict[str, tuple[str | None, str]] = {
+    "torch": ("torch", "layertap.backends.torch:TorchBackend"),
+    "arrays": (None, "layertap.backends.arrays:ArraysBackend"),
+}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the first step showed of one tap."""
+
+    tap: TapName
+    """Its name."""
+    type: str
+    """Type of its layer."""
+    shape: tuple[int, ...]
+    """Shape of one row."""
+    dtype: DType
+    """Element type, as the layer gives it."""
+
+    @property
+    def name(self) -> str:
+        """The tap's name as text."""
+        return str(self.tap)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+class Sink(Protocol):
+    """What a session tells of the steps that pass through its model."""
+
+    def begin(self, n_rows: int) -> list[Piece] | None:
+        """Open a step; None: nothing is planned yet, keep copies; an empty list: take nothing."""
+
+    def done(self) -> None:
+        """Say that the forward of the step has ended well."""
+
+
+class Session(ABC):
+    """One model with its taps attached: between `attach` and `detach`.
+
+    In each step the session calls `sink.begin`, copies each tap's rows to where the pieces say *at once*
+    (later operations may overwrite them in place), and calls `sink.done`. In the first step it keeps
+    copies of its own, from which `learned` and `replay` serve the engine.
+    """
+
+    @abstractmethod
+    def attach(self, sink: Sink) -> None:
+        """Attach all taps, or none and raise."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Remove every trace from the model; may be called at any time, more than once."""
+
+    @abstractmethod
+    def forward(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the model on a batch and return what it returns."""
+
+    @abstractmethod
+    def learned(self) -> list[Learned]:
+        """Return what the first step showed, in the order of the model.
+
+        Raises:
+            CaptureError: a chosen layer did not run, or gave nothing that can be captured.
+
+        """
+
+    @abstractmethod
+    def sample(self, i: int) -> NDArray[Any]:
+        """Return some rows of tap `i` of `learned`, from the first step."""
+
+    @abstractmethod
+    def prepare(self, layout: Layout, memory: Memory, slabs: Sequence[Slab]) -> None:
+        """Make ready for copies into `slabs`, which lie in `memory`; called once, before `replay`."""
+
+    @abstractmethod
+    def replay(self, pieces: Sequence[Piece]) -> None:
+        """Copy what the first step kept to where it belongs, and forget it."""
+
+    def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
+        """Start moving the step's rows to the host; return what waits for them, None if they are there."""
+        return None
+
+    def inference(self) -> AbstractContextManager[Any]:
+        """Return the context in which a whole data set is run: no training, no gradients."""
+        return nullcontext()
+
+    def put(self, view: NDArray[Any], values: Any) -> None:
+        """Copy the values of a column, in whatever type the user gave them, into host memory."""
+        np.copyto(view, self.to_numpy(values), casting="same_kind")
+
+    def to_numpy(self, values: Any) -> NDArray[Any]:
+        """Return `values` as a numpy array on the host."""
+        return np.asarray(values)
+
+    def prediction(self, output: Any) -> Any:
+        """Return the predicted label of each row where `output` is (or holds) logits, else None."""
+        logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+        shape = getattr(logits, "shape", ())
+        if logits is None or len(shape) != 2 or shape[1] < 2:
+            return None
+        return self.to_numpy(logits).argmax(1)
+
+
+class Backend(ABC):
+    """One framework."""
+
+    name: str
+    """What the user calls it, and what the store says."""
+
+    @abstractmethod
+    def accepts(self, model: Any) -> bool:
+        """Return whether `model` is one of this framework's."""
+
+    @abstractmethod
+    def layers(self, model: Any) -> list[Layer]:
+        """Return all places that can be tapped, in the order of the model, itself first."""
+
+    @abstractmethod
+    def session(self, model: Any, layers: Patterns) -> Session:
+        """Choose `layers` of `model`.
+
+        Raises:
+            SelectionError: a pattern matches nothing.
+
+        """
+
+    def describe(self, model: Any) -> Json:
+        """Return what identifies the model: its type, and a fingerprint of its weights."""
+        return {"type": type(model).__name__}
+
+    def batches(self, source: Source, steps: Sequence[range], workers: int) -> Iterator[Batch]:
+        """Yield the batch of each step, in order."""
+        return prefetched(source, steps, workers)
+
+    def source(self, data: Any) -> Source | None:
+        """Return a source for data in the framework's own form, or None."""
+        return None
+
+
+def backend_named(name: str) -> Backend:
+    """Return the backend called `name`.
+
+    Raises:
+        SelectionError: there is none of that name.
+        MissingPackageError: its framework is not installed.
+
+    """
+    found = {point.name: point for point in entry_points(group="layertap.backends")}
+    if name in BACKENDS:
+        framework, target = BACKENDS[name]
+        try:
+            return _load(target)
+        except ModuleNotFoundError as error:
+            if error.name != framework:
+                raise
+            raise MissingPackageError(
+                f"the backend {name!r} needs {framework}; install it with: pip install 'layertap[{name}]'"
+            ) from error
+    if name in found:
+        backend: Backend = found[name].load()()
+        return backend
+    raise SelectionError(f"there is no backend {name!r}; there are {', '.join([*BACKENDS, *found])}")
+
+
+def backend_for(model: Any) -> Backend:
+    """Return the backend that accepts `model`, asking only those whose framework is imported already.
+
+    Raises:
+        PlanError: none does.
+
+    """
+    for name, (framework, _) in BACKENDS.items():
+        if framework is not None and framework in sys.modules:
+            backend = backend_named(name)
+            if backend.accepts(model):
+                return backend
+    for point in entry_points(group="layertap.backends"):
+        if point.module.split(".")[0] in sys.modules or point.name in sys.modules:
+            theirs: Backend = point.load()()
+            if theirs.accepts(model):
+                return theirs
+    arrays = backend_named("arrays")
+    if arrays.accepts(model):
+        return arrays
+    raise PlanError(
+        f"no backend takes a {type(model).__name__}; a model is a torch.nn.Module, or a function that "
+        "takes a batch and returns a dict of arrays"
+    )
+
+
+def _load(target: str) -> Backend:
+    module, name = target.split(":")
+    backend: Backend = getattr(importlib.import_module(module), name)()
+    return backend

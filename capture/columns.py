@@ -1,0 +1,93 @@
+"""Columns: what is known of each row beside its activations.
+
+Text is held as UTF-8 in a uint8 array with zeros behind it, because every Zarr reader has uint8 and few
+have text; zstd packs the padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dtypes import DTYPES
+from .errors import DataError
+from .layout import ArraySpec
+from .taps import folder_name
+
+#: Bytes kept for each text of a column whose longest text is not known beforehand.
+TEXT_BYTES = 1024
+
+
+def column_spec(
+    name: str, values: Any, to_numpy: Callable[[Any], NDArray[Any]], text_bytes: int | None
+) -> ArraySpec:
+    """Return how a column is stored, from the values of the first batch.
+
+    Raises:
+        DataError: they are not numbers, texts or arrays of one shape.
+
+    """
+    if _is_text(values):
+        width, dtype = text_bytes or TEXT_BYTES, np.dtype(np.uint8)
+        return ArraySpec(name, _folder(name), ("row", text_dim(name)), (width,), dtype, "zstd")
+    array = to_numpy(values)
+    if array.dtype not in DTYPES.values() or 0 in array.shape:
+        raise DataError(
+            f"the column {name!r} holds {array.dtype} of shape {array.shape}; a column holds numbers, texts "
+            "or arrays of one shape"
+        )
+    if name == "picture":
+        dims: tuple[str, ...] = ("picture_y", "picture_x", "picture_channel")
+    else:
+        dims = tuple(f"{name}_{i + 1}" for i in range(array.ndim - 1))
+    return ArraySpec(name, _folder(name), ("row", *dims), array.shape[1:], array.dtype)
+
+
+def column_values(column: ArraySpec, values: Any) -> Any:
+    """Return the values of a batch ready to be copied into `column`.
+
+    Raises:
+        DataError: rows of another shape, or a text that is too long.
+
+    """
+    if column.dims[-1] == text_dim(column.name):
+        return _encode(values, column)
+    shape = tuple(values.shape[1:]) if hasattr(values, "shape") else np.shape(values)[1:]
+    if shape != column.shape:
+        raise DataError(
+            f"the column {column.name!r} has rows of shape {shape}; in the first batch it was {column.shape}"
+        )
+    return values if hasattr(values, "shape") else np.asarray(values)
+
+
+def text_dim(name: str) -> str:
+    """Return the name of the axis that makes the column `name` one of texts."""
+    return f"{name}_byte"
+
+
+def _folder(name: str) -> str:
+    return f"rows/{folder_name(name)}"
+
+
+def _is_text(values: Any) -> bool:
+    if hasattr(values, "dtype"):
+        return getattr(values.dtype, "kind", "") in "UT"
+    return isinstance(values, Sequence) and all(isinstance(value, str) for value in values)
+
+
+def _encode(values: Sequence[str], column: ArraySpec) -> NDArray[np.uint8]:
+    width = column.shape[0]
+    encoded = np.zeros((len(values), width), np.uint8)
+    for row, text in zip(encoded, values, strict=True):
+        if not isinstance(text, str):
+            raise DataError(f"the column {column.name!r} holds texts; it got {text!r}")
+        data = text.encode()
+        if len(data) > width:
+            raise DataError(
+                f"a text of {column.name!r} has {len(data)} bytes, and {width} are kept for each: {text[:60]}..."
+            )
+        row[: len(data)] = np.frombuffer(data, np.uint8)
+    return encoded

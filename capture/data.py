@@ -1,0 +1,410 @@
+"""Data sets: rows by index, in batches.
+
+A `Source` gives the same batch for the same rows every time: rows keep the order of the data set and are
+never shuffled, so a killed run can go on, and many processes can share one data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError, StoreNotFoundError
+
+Values = NDArray[Any]
+Pictures = NDArray[np.uint8]
+
+PICTURE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+
+@dataclass
+class Batch:
+    """Consecutive rows, ready for a model."""
+
+    rows: range
+    """Their indices in the data set."""
+    inputs: tuple[Any, ...]
+    """Positional arguments of the model."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the model."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """What to keep of each row: `id`, `label`, `picture`, anything."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes the input of a model: uint8 to 0..1, minus `mean`, over `std`."""
+
+    mean: tuple[float, ...] | None = None
+    """For each channel, in units of 0..1; None for zeros."""
+    std: tuple[float, ...] | None = None
+    """For each channel, in units of 0..1; None for ones."""
+    resize: int | None = None
+    """Scale the shorter side to this many pixels (bilinear, antialiased), then crop the middle."""
+    crop: int | None = None
+    """Side of the square that is cropped from the middle; None for `resize`."""
+
+    def __call__(self, pictures: Pictures) -> NDArray[np.float32]:
+        """Turn uint8 pictures (rows, height, width, channels) into float32 (rows, channels, height, width)."""
+        values = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).astype(np.float32)
+        values /= np.float32(255)
+        shape = (1, -1, 1, 1)
+        if self.mean is not None:
+            values -= np.asarray(self.mean, np.float32).reshape(shape)
+        if self.std is not None:
+            values /= np.asarray(self.std, np.float32).reshape(shape)
+        return values
+
+    def pictures(self, inputs: Values) -> Pictures | None:
+        """Undo it: inputs of a model to uint8 pictures (rows, height, width, 1 or 3).
+
+        A row that lies outside 0..1 after the undoing (because `mean` and `std` are not known, say) is
+        stretched to its own range. None where the inputs are not pictures.
+        """
+        channels_first = inputs.ndim == 4 and inputs.shape[1] in (1, 3)
+        if inputs.ndim == 4 and not channels_first and inputs.shape[3] in (1, 3):
+            inputs = inputs.transpose(0, 3, 1, 2)
+        elif inputs.ndim == 3 and min(inputs.shape[1:]) > 3:
+            inputs = inputs[:, None]
+        elif not channels_first:
+            return None
+        if inputs.dtype == np.uint8:
+            return np.ascontiguousarray(inputs.transpose(0, 2, 3, 1))
+        values = inputs.astype(np.float32)
+        shape = (1, -1, 1, 1)
+        if self.std is not None:
+            values = values * np.asarray(self.std, np.float32).reshape(shape)
+        if self.mean is not None:
+            values = values + np.asarray(self.mean, np.float32).reshape(shape)
+        low, high = (f(values, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+        outside = (low < -1e-3) | (high > 1 + 1e-3)
+        span = np.where(high > low, high - low, 1)
+        values = np.where(outside, (values - low) / span, values)
+        values = np.nan_to_num(np.clip(values, 0, 1))
+        return np.rint(values * 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
+
+
+class Source(ABC):
+    """A data set of a known number of rows."""
+
+    name: str = "data"
+    """What it is called in the store."""
+    n_rows: int
+    """Number of rows."""
+    classes: tuple[str, ...] | None = None
+    """Class names by label."""
+    preprocess: Preprocess = Preprocess()
+    """How pictures become inputs."""
+    default_workers: int = 0
+    """Threads that load batches where the user says nothing."""
+
+    @abstractmethod
+    def batch(self, rows: range) -> Batch:
+        """Load `rows`."""
+
+    def fingerprint(self) -> str:
+        """Return a text that differs where the data differ, as far as a cheap look can tell."""
+        return f"{type(self).__name__}:{self.n_rows}"
+
+    def text_bytes(self) -> dict[str, int]:
+        """Return the longest text of each text column in UTF-8 bytes, where it is known beforehand."""
+        return {}
+
+
+class PictureFolder(Source):
+    """Pictures in a folder: `class name/picture` in class folders, or all in one.
+
+    Columns: `id` (the path inside the folder), `label` (the class folder's number in sorted order; absent
+    without class folders), `picture`.
+
+    Args:
+        path: the folder.
+        preprocess: resizing and normalisation.
+        skip_bad: read the whole set once beforehand and leave out pictures that do not decode, so that
+            rows number the good ones alone; `skipped` then names the bad ones.
+
+    Raises:
+        StoreNotFoundError: there is no such folder.
+        DataError: it holds no pictures.
+
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        preprocess: Preprocess | None = None,
+        skip_bad: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise StoreNotFoundError(f"there is no folder {self.path}")
+        self.name = self.path.resolve().name
+        self.preprocess = preprocess or Preprocess()
+        self.ids = sorted(
+            file.relative_to(self.path).as_posix()
+            for file in self.path.rglob("*")
+            if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
+        )
+        if not self.ids:
+            raise DataError(f"{self.path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
+        self.skipped = self._drop_bad() if skip_bad else []
+        folders = sorted({name.partition("/")[0] for name in self.ids if "/" in name})
+        self.classes = tuple(folders) or None
+        self._labels = {name: i for i, name in enumerate(folders)}
+        self.n_rows = len(self.ids)
+        self.default_workers = min(4, os.cpu_count() or 1)
+        loose = [name for name in self.ids if "/" not in name]
+        if folders and loose:
+            raise DataError(
+                f"{self.path} holds class folders ({folders[0]}, ...) and loose pictures ({loose[0]}, "
+                "...); move one of them elsewhere"
+            )
+
+    def batch(self, rows: range) -> Batch:
+        """Decode `rows`.
+
+        Raises:
+            DataError: a picture does not decode, or differs in size from the first of the batch.
+
+        """
+        names = [self.ids[row] for row in rows]
+        decoded = [self._decode(name) for name in names]
+        for name, picture in zip(names, decoded, strict=True):
+            if picture.shape != decoded[0].shape:
+                (h, w), (h0, w0) = picture.shape[:2], decoded[0].shape[:2]
+                raise DataError(
+                    f"{self.path / name} is {w} x {h} pixels and {names[0]} is {w0} x {h0}; give one size "
+                    "to all (--resize 224, or Preprocess(resize=224))"
+                )
+        pictures = np.stack(decoded)
+        columns: dict[str, Any] = {"id": names, "picture": pictures}
+        if self._labels:
+            columns["label"] = np.array([self._labels[n.partition("/")[0]] for n in names], np.int64)
+        return Batch(rows, (self.preprocess(pictures),), columns=columns)
+
+    def fingerprint(self) -> str:
+        """Hash every picture's path and size in bytes."""
+        digest = hashlib.sha256()
+        for name in self.ids:
+            digest.update(f"{name}\0{(self.path / name).stat().st_size}\0".encode())
+        return f"folder:{self.n_rows}:{digest.hexdigest()[:32]}"
+
+    def text_bytes(self) -> dict[str, int]:
+        """Return the longest path."""
+        return {"id": max(len(name.encode()) for name in self.ids)}
+
+    def _decode(self, name: str) -> Pictures:
+        from PIL import Image
+
+        path = self.path / name
+        try:
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{path} does not decode: {error}. Remove it, or go on without such pictures with "
+                "--skip-bad (skip_bad=True)"
+            ) from error
+        return np.asarray(_resized(picture, self.preprocess))
+
+    def _drop_bad(self) -> list[str]:
+        def bad(name: str) -> bool:
+            try:
+                self._decode(name)
+            except DataError:
+                return True
+            return False
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            flags = list(pool.map(bad, self.ids, chunksize=64))
+        skipped = [name for name, flag in zip(self.ids, flags, strict=True) if flag]
+        self.ids = [name for name, flag in zip(self.ids, flags, strict=True) if not flag]
+        if not self.ids:
+            raise DataError(f"no picture of {self.path} decodes; the first is {skipped[0]}")
+        return skipped
+
+
+class ArraySource(Source):
+    """Arrays in memory or memory-mapped: inputs, and labels where there are some.
+
+    uint8 inputs of shape (rows, height, width, 1 or 3) are pictures and are preprocessed; anything else goes
+    to the model as it is.
+
+    Raises:
+        DataError: inputs and labels differ in length.
+
+    """
+
+    def __init__(
+        self,
+        inputs: Values,
+        labels: Values | None = None,
+        *,
+        name: str = "array",
+        classes: Sequence[str] | None = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
+        if inputs.ndim == 0 or len(inputs) == 0:
+            raise DataError("the array of inputs is empty")
+        if labels is not None and len(labels) != len(inputs):
+            raise DataError(f"there are {len(labels)} labels for {len(inputs)} inputs")
+        self.name = name
+        self.n_rows = len(inputs)
+        self.inputs, self.labels = inputs, labels
+        self.classes = None if classes is None else tuple(classes)
+        self.preprocess = preprocess or Preprocess()
+
+    def batch(self, rows: range) -> Batch:
+        """Cut out `rows`."""
+        window = slice(rows.start, rows.stop)
+        values = np.asarray(self.inputs[window])
+        columns: dict[str, Any] = {}
+        if self.labels is not None:
+            columns["label"] = np.asarray(self.labels[window])
+        if values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] in (1, 3):
+            columns["picture"] = values
+            return Batch(rows, (self.preprocess(values),), columns=columns)
+        pictures = self.preprocess.pictures(values) if values.dtype.kind in "fu" else None
+        if pictures is not None:
+            columns["picture"] = pictures
+        return Batch(rows, (values,), columns=columns)
+
+    def fingerprint(self) -> str:
+        """Hash shape, type and the bytes of up to 64 rows spread over the set."""
+        digest = hashlib.sha256(f"{self.inputs.shape}{self.inputs.dtype}".encode())
+        for row in np.unique(np.linspace(0, self.n_rows - 1, 64).astype(int)):
+            digest.update(np.ascontiguousarray(self.inputs[row]).tobytes())
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return f"array:{self.n_rows}:{digest.hexdigest()[:32]}"
+
+
+class SampleSource(Source):
+    """Anything with `len` and `[]`: `(input, label)` pairs, inputs alone, dicts of keyword arguments.
+
+    Inputs that are PIL images become pictures and are preprocessed; arrays go to the model as they are. In a
+    dict, `label` or `labels` is the label and the rest goes to the model by name.
+    """
+
+    def __init__(self, samples: Any, *, preprocess: Preprocess | None = None) -> None:
+        try:
+            self.n_rows = len(samples)
+        except TypeError:
+            raise DataError(
+                f"{type(samples).__name__} has no len(): rows need indices; for a stream, use record() with "
+                "a loop of your own"
+            ) from None
+        if self.n_rows == 0:
+            raise DataError("the data set is empty")
+        self.samples = samples
+        self.name = type(samples).__name__
+        classes = getattr(samples, "classes", None)
+        self.classes = tuple(str(name) for name in classes) if classes else None
+        self.preprocess = preprocess or Preprocess()
+
+    def batch(self, rows: range) -> Batch:
+        """Load and stack `rows`."""
+        return self.collate(rows, [self.samples[row] for row in rows])
+
+    def collate(self, rows: range, samples: Sequence[Any]) -> Batch:
+        """Stack samples to a batch."""
+        inputs, kwargs, labels = [], {}, None
+        first = samples[0]
+        if isinstance(first, dict):
+            key = next((k for k in ("label", "labels") if k in first), None)
+            labels = None if key is None else [sample[key] for sample in samples]
+            kwargs = {k: self.stack([s[k] for s in samples]) for k in first if k != key}
+        elif isinstance(first, tuple | list) and len(first) > 1:
+            inputs, labels = [sample[0] for sample in samples], [sample[1] for sample in samples]
+        else:
+            inputs = [s[0] if isinstance(s, tuple | list) else s for s in samples]
+        columns = {} if labels is None else {"label": self.label_column(rows, labels)}
+        if not inputs:
+            return Batch(rows, (), kwargs, {k: v for k, v in columns.items() if v is not None})
+        if hasattr(inputs[0], "convert"):
+            pictures = np.stack([np.asarray(_resized(i.convert("RGB"), self.preprocess)) for i in inputs])
+            columns["picture"] = pictures
+            stacked: Any = self.preprocess(pictures)
+        else:
+            stacked = self.stack(inputs)
+            columns["picture"] = self.preprocess.pictures(np.asarray(stacked))
+        return Batch(rows, (stacked,), kwargs, {k: v for k, v in columns.items() if v is not None})
+
+    def stack(self, values: Sequence[Any]) -> Any:
+        """Make one array of the values of all rows.
+
+        Raises:
+            DataError: they differ in shape.
+
+        """
+        arrays = [np.asarray(value) for value in values]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1:
+            raise DataError(f"the inputs of one batch differ in shape: {', '.join(map(str, sorted(shapes)))}")
+        return np.stack(arrays)
+
+    def label_column(self, rows: range, labels: Sequence[Any]) -> Values | None:
+        """Return labels as a column, or None where they are not one number for each row."""
+        values = [np.asarray(label) for label in labels]
+        if any(value.ndim or value.dtype.kind not in "iufb" for value in values):
+            return None
+        return np.stack(values)
+
+
+def as_source(data: Any, preprocess: Preprocess | None = None) -> Source:
+    """Return a source for `data`: a source, a folder, arrays, or anything with `len` and `[]`."""
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return PictureFolder(data, preprocess)
+    if isinstance(data, np.ndarray):
+        return ArraySource(data, preprocess=preprocess)
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
+        return ArraySource(*data, preprocess=preprocess)
+    return SampleSource(data, preprocess=preprocess)
+
+
+def prefetched(source: Source, steps: Sequence[range], workers: int) -> Iterator[Batch]:
+    """Yield the batches of `steps` in order, `workers` threads loading ahead of the reader."""
+    if workers < 1:
+        yield from map(source.batch, steps)
+        return
+    waiting: deque[Future[Batch]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="layertap-data")
+    try:
+        for step in steps:
+            waiting.append(pool.submit(source.batch, step))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _resized(image: Any, preprocess: Preprocess) -> Any:
+    from PIL import Image
+
+    width, height = image.size
+    if preprocess.resize is not None:
+        scale = preprocess.resize / min(width, height)
+        # The longer side is cut down to whole pixels, as torchvision does.
+        size = tuple(
+            preprocess.resize if side == min(width, height) else int(side * scale) for side in (width, height)
+        )
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    side = preprocess.crop or preprocess.resize
+    if side is None:
+        return image
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return image.crop((left, top, left + side, top + side))

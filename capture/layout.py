@@ -1,0 +1,141 @@
+"""Where every byte goes: arrays, inner chunks, blocks, and the memory that a block is gathered in.
+
+A *slab* is the host memory of one step: the rows of every array, one array behind the other, the taps
+first, so that one copy from a device moves all of them. A block is a whole number of slabs. Row `r` of
+the data set lies in block `r // block_rows`, there in slab `r % block_rows // step_rows`, there at row
+`r % step_rows` of each array: arithmetic alone, whatever batches the rows came in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .codecs import Codec
+from .dtypes import DType
+
+#: Bytes of an inner chunk are kept near this: small reads, few checksums.
+CHUNK_BYTES = 512 * 1024
+
+#: Arrays start at multiples of this inside a slab: a memory page.
+ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store: a tap's values or a column of the rows."""
+
+    name: str
+    """The tap's or the column's name, as the user says it."""
+    path: str
+    """The array's folder inside the store."""
+    dims: tuple[str, ...]
+    """Names of all axes, `row` first."""
+    shape: tuple[int, ...]
+    """Shape of one row."""
+    dtype: DType
+    """Element type, as stored."""
+    codec: str = "none"
+    """See `layertap.capture.codecs`."""
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row before encoding."""
+        n = self.dtype.itemsize
+        for size in self.shape:
+            n *= size
+        return n
+
+    @cached_property
+    def encoding(self) -> Codec:
+        """The codec of the array's inner chunks."""
+        return Codec(self.codec, self.dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arrays of a store and how their rows are cut into steps and blocks."""
+
+    taps: tuple[ArraySpec, ...]
+    """What the device moves, in the order of the model."""
+    columns: tuple[ArraySpec, ...]
+    """What is known about each row, filled on the host."""
+    step_rows: int
+    """Rows of one slab: the batch size."""
+    block_rows: int
+    """Rows of one block, a multiple of `step_rows`."""
+
+    @cached_property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """Taps, then columns."""
+        return self.taps + self.columns
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each array starts inside a slab, in bytes."""
+        offsets, end = [], 0
+        for array in self.arrays:
+            offsets.append(end)
+            end += aligned(array.row_bytes * self.step_rows)
+        return tuple(offsets)
+
+    @cached_property
+    def device_bytes(self) -> int:
+        """Bytes at the start of a slab that hold the taps."""
+        return sum(aligned(tap.row_bytes * self.step_rows) for tap in self.taps)
+
+    @cached_property
+    def slab_bytes(self) -> int:
+        """Bytes of one slab."""
+        return slab_bytes(self.arrays, self.step_rows)
+
+    @property
+    def steps_per_block(self) -> int:
+        """Slabs of one block."""
+        return self.block_rows // self.step_rows
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the memory that one block is gathered in."""
+        return self.slab_bytes * self.steps_per_block
+
+    def chunk_rows(self, array: ArraySpec) -> int:
+        """Return the rows of an inner chunk: near `CHUNK_BYTES`, dividing a slab or made of slabs."""
+        return chunk_rows(array.row_bytes, self.step_rows, self.steps_per_block)
+
+
+def array_view(layout: Layout, i: int, slab: NDArray[np.uint8]) -> NDArray[Any]:
+    """Return the rows of array `i` in the memory of a slab; shape (step_rows, *shape), no copy."""
+    array, offset = layout.arrays[i], layout.offsets[i]
+    data = slab[offset : offset + array.row_bytes * layout.step_rows]
+    return data.view(array.dtype).reshape(layout.step_rows, *array.shape)
+
+
+def aligned(n_bytes: int) -> int:
+    """Return `n_bytes` rounded up to a multiple of `ALIGNMENT`."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def slab_bytes(arrays: tuple[ArraySpec, ...], step_rows: int) -> int:
+    """Return the bytes of one slab of `step_rows` rows."""
+    return sum(aligned(array.row_bytes * step_rows) for array in arrays)
+
+
+def chunk_rows(row_bytes: int, step_rows: int, steps: int) -> int:
+    """Return the rows of an inner chunk of an array whose rows take `row_bytes`.
+
+    The result divides `step_rows`, or is a multiple of it that divides `steps * step_rows`, so that a
+    chunk lies in one slab or in whole slabs.
+    """
+    limit = max(1, CHUNK_BYTES // max(1, row_bytes))
+    if limit >= step_rows:
+        return step_rows * _largest_divisor(steps, limit // step_rows)
+    return _largest_divisor(step_rows, limit)
+
+
+def _largest_divisor(n: int, limit: int) -> int:
+    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)

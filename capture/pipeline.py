@@ -1,0 +1,267 @@
+"""Blocks in memory, and the threads that make them durable.
+
+The thread that runs the model takes a free slot, has rows copied into it, and goes on; writer threads
+turn full slots into committed blocks. The contract:
+
+* `begin` is the only call that waits. It waits while every slot is full or being written, so memory never
+  grows and nothing is dropped; and it raises what a writer failed with.
+* The first failure wins. Nothing more is written after it; what was committed stays.
+* `close` waits for the writers, and raises what they failed with unless another error is on its way.
+
+A writer spends its time in C (gather-write, checksum, encode, sync) without the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import mmap
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CaptureError
+from .layout import Layout
+from .shard import ShardRecord, write_shard
+from .store import StoreWriter
+
+Memory = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """The host memory of one step's rows."""
+
+    number: int
+    """Its place among all slabs of the pipeline; what a backend prepared for it is found by this."""
+    memory: Memory
+    """Its bytes, laid out by `Layout.offsets`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where consecutive rows of a batch go."""
+
+    slab: Slab
+    """The memory that takes them."""
+    start: int
+    """First row inside the slab."""
+    batch: slice
+    """The rows of the batch."""
+
+    @property
+    def rows(self) -> slice:
+        """The rows inside the slab."""
+        return slice(self.start, self.start + self.batch.stop - self.batch.start)
+
+
+@dataclass
+class _Slot:
+    slabs: tuple[Slab, ...]
+    block: int = -1
+    n_rows: int = 0
+    n_waiting: int = 0
+    records: list[ShardRecord | None] = field(default_factory=list)
+    ready: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass
+class Stages:
+    """Seconds that each stage took, and what passed through."""
+
+    data_s: float = 0.0
+    """The thread of the model waiting for input."""
+    forward_s: float = 0.0
+    """The forward passes, with the copies in their hooks."""
+    wait_s: float = 0.0
+    """The thread of the model waiting for a slot."""
+    write_s: float = 0.0
+    """Writer threads at work, added up."""
+    n_writers: int = 1
+    """Writer threads."""
+    n_rows: int = 0
+    """Rows committed in this run."""
+    n_bytes: int = 0
+    """Bytes of the shards committed in this run."""
+
+    def slowest(self) -> str:
+        """Name the stage that sets the pace: `write` where the model had to wait for it."""
+        if self.wait_s > 0.05 * (self.wait_s + self.forward_s + self.data_s):
+            return "write"
+        return "data" if self.data_s > self.forward_s else "forward"
+
+
+class Pipeline:
+    """Slots, writers and commits for one store."""
+
+    def __init__(
+        self,
+        store: StoreWriter,
+        done: Collection[int],
+        *,
+        n_slots: int,
+        n_writers: int,
+        on_commit: Callable[[Stages], None] | None = None,
+    ) -> None:
+        """Allocate the slots, once, and start the writers.
+
+        Args:
+            store: what blocks are committed to.
+            done: blocks that are committed already; rows of theirs are not taken again.
+            n_slots: blocks that are held in memory at most.
+            n_writers: writer threads.
+            on_commit: called by a writer after each commit.
+
+        """
+        self.layout: Layout = store.manifest.layout
+        self.store = store
+        self.stages = Stages(n_writers=n_writers)
+        self._done = frozenset(done)
+        self._on_commit = on_commit
+        self._lock = threading.Condition()
+        self._failure: BaseException | None = None
+        # Anonymous pages: aligned for direct transfers, given back as a whole, and never a copy.
+        self.memory: Memory = np.frombuffer(mmap.mmap(-1, n_slots * self.layout.block_bytes), np.uint8)
+        self._free = [self._slot(i) for i in reversed(range(n_slots))]
+        self.slabs = tuple(slab for slot in self._free for slab in slot.slabs)
+        self._open: dict[int, _Slot] = {}
+        self._jobs: queue.SimpleQueue[tuple[_Slot, int] | None] = queue.SimpleQueue()
+        self._writers = [
+            threading.Thread(target=self._write, name=f"layertap-writer-{i}", daemon=True)
+            for i in range(n_writers)
+        ]
+        for writer in self._writers:
+            writer.start()
+
+    def begin(self, row: int, n_rows: int) -> list[Piece]:
+        """Return where rows `row` to `row + n_rows` go; waits for slots.
+
+        Rows of blocks that were committed before go nowhere.
+
+        Raises:
+            CaptureError: the rows touch more blocks than there are slots.
+
+        """
+        step = self.layout.step_rows
+        blocks = range(row // self.layout.block_rows, (row + n_rows - 1) // self.layout.block_rows + 1)
+        slots = {b: self._take(b) for b in blocks if b not in self._done}
+        pieces = []
+        at = row
+        while at < row + n_rows:
+            block, within = divmod(at, self.layout.block_rows)
+            n = min(row + n_rows - at, step - within % step)
+            if block in slots:
+                slab = slots[block].slabs[within // step]
+                pieces.append(Piece(slab, within % step, slice(at - row, at - row + n)))
+            at += n
+        return pieces
+
+    def end(self, row: int, n_rows: int, ready: Callable[[], None] | None = None) -> None:
+        """Say that rows `row` to `row + n_rows` are in their slots, or will be once `ready` returns."""
+        size = self.layout.block_rows
+        for block in range(row // size, (row + n_rows - 1) // size + 1):
+            slot = self._open.get(block)
+            if slot is None:
+                continue
+            slot.n_rows = min(size, row + n_rows - block * size)
+            if ready is not None:
+                slot.ready.append(ready)
+            n_total = self.store.manifest.n_rows
+            if slot.n_rows == size or (n_total is not None and row + n_rows >= n_total):
+                self._submit(slot)
+
+    def flush(self) -> None:
+        """Write the open block although it is not full: the last one of a loop that ended."""
+        for slot in list(self._open.values()):
+            if slot.n_rows:
+                self._submit(slot)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Wait until what was submitted is committed, and end the writers."""
+        for _ in self._writers:
+            self._jobs.put(None)
+        for writer in self._writers:
+            writer.join()
+        if self._failure is not None and not failed:
+            self._raise_failure()
+
+    def _slot(self, i: int) -> _Slot:
+        layout = self.layout
+        slabs = []
+        for j in range(layout.steps_per_block):
+            number = i * layout.steps_per_block + j
+            start = number * layout.slab_bytes
+            slabs.append(Slab(number, self.memory[start : start + layout.slab_bytes]))
+        return _Slot(tuple(slabs))
+
+    def _take(self, block: int) -> _Slot:
+        if block in self._open:
+            return self._open[block]
+        started = time.perf_counter()
+        with self._lock:
+            while not self._free and self._failure is None:
+                if len(self._open) * self.layout.steps_per_block == len(self.slabs):
+                    raise CaptureError(
+                        f"one batch fills all {len(self._open)} blocks of {self.layout.block_rows} rows "
+                        "that memory holds; give more memory or smaller batches"
+                    )
+                self._lock.wait()
+            if self._failure is not None:
+                self._raise_failure()
+            slot = self._free.pop()
+        self.stages.wait_s += time.perf_counter() - started
+        slot.block, slot.n_rows, slot.ready = block, 0, []
+        self._open[block] = slot
+        return slot
+
+    def _submit(self, slot: _Slot) -> None:
+        del self._open[slot.block]
+        n_arrays = len(self.layout.arrays)
+        slot.n_waiting = n_arrays
+        slot.records = [None] * n_arrays
+        for i in range(n_arrays):
+            self._jobs.put((slot, i))
+
+    def _write(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if self._failure is not None:
+                continue
+            started = time.perf_counter()
+            try:
+                self._write_shard(*job)
+            except BaseException as error:
+                with self._lock:
+                    self._failure = self._failure or error
+                    self._lock.notify_all()
+            finally:
+                with self._lock:
+                    self.stages.write_s += time.perf_counter() - started
+
+    def _write_shard(self, slot: _Slot, i: int) -> None:
+        for ready in slot.ready:
+            ready()
+        array = self.layout.arrays[i]
+        slabs = [memoryview(slab.memory).toreadonly() for slab in slot.slabs]
+        path = self.store.shard_path(array, slot.block)
+        record = write_shard(path, array, self.layout, slabs, slot.n_rows)
+        with self._lock:
+            slot.records[i] = record
+            slot.n_waiting -= 1
+            if slot.n_waiting:
+                return
+        records = [r for r in slot.records if r is not None]
+        self.store.commit(slot.block, slot.n_rows, records)
+        with self._lock:
+            self.stages.n_rows += slot.n_rows
+            self.stages.n_bytes += sum(r.n_bytes for r in records)
+            self._free.append(slot)
+            self._lock.notify_all()
+        if self._on_commit is not None:
+            self._on_commit(self.stages)
+
+    def _raise_failure(self) -> None:
+        assert self._failure is not None
+        raise self._failure

@@ -1,0 +1,207 @@
+"""The plan: what will be captured, how it is cut, and whether it fits memory and disk.
+
+It is worked out once, from the first step's shapes, before a byte is written.
+
+Memory is one number. It is shared out as follows: one step's bytes for the copies that the first step keeps
+(later: what a device holds back), the encode buffers of the writers, and the rest for two or three blocks.
+Two blocks let the model fill one while the other is written; the third evens out their speeds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .backend import Learned
+from .codecs import check_codec
+from .dtypes import is_float, named_dtype
+from .errors import NoSpaceError, PlanError
+from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
+from .shard import FLUSH_BYTES
+from .taps import folder_name
+
+#: What `dtype` accepts beside None.
+CASTS = ("float16", "bfloat16", "float32")
+
+DEFAULT_MEMORY = "512MiB"
+_BLOCK_BYTES = 64 * 2**20
+_SHARD_BYTES = 4 * 2**20
+_UNITS = {"": 1, **{f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}}
+_UNITS |= {f"{u}iB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose about a capture, beside the model, the data and the layers."""
+
+    dtype: str | None = None
+    """Cast floating-point taps to this; None keeps what the layer gives."""
+    codec: str = "none"
+    """How inner chunks are encoded."""
+    memory: str | int = DEFAULT_MEMORY
+    """Bytes of host memory that the engine may hold, as a number or as text (`1GiB`)."""
+    writers: int | None = None
+    """Writer threads; None: two, or one where there is one core."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory in bytes."""
+        return parse_bytes(self.memory)
+
+    @property
+    def n_writers(self) -> int:
+        """The writer threads."""
+        return self.writers or min(2, os.cpu_count() or 1)
+
+
+def tap_array(learned: Learned, settings: Settings) -> ArraySpec:
+    """Return how a tap is stored."""
+    cast = settings.dtype
+    if cast is not None and cast not in CASTS:
+        raise PlanError(f"there is no cast to {cast!r}; choose one of {', '.join(CASTS)}")
+    dtype = named_dtype(cast) if cast is not None and is_float(learned.dtype) else learned.dtype
+    if 0 in learned.shape:
+        raise PlanError(f"{learned.name} gives no values: the shape of one row is {learned.shape}")
+    return ArraySpec(
+        learned.name,
+        f"taps/{folder_name(learned.name)}/values",
+        dims_of(learned.shape),
+        learned.shape,
+        dtype,
+        check_codec(settings.codec),
+    )
+
+
+def dims_of(shape: Sequence[int]) -> tuple[str, ...]:
+    """Return names for the axes of a tap whose rows have `shape`, by the usual meaning of their number."""
+    names = {
+        0: (),
+        1: ("feature",),
+        2: ("token", "feature"),
+        3: ("channel", "y", "x"),
+        4: ("channel", "t", "y", "x"),
+    }
+    return ("row", *names.get(len(shape), tuple(f"axis_{i + 1}" for i in range(len(shape)))))
+
+
+def plan_layout(
+    taps: Sequence[ArraySpec],
+    columns: Sequence[ArraySpec],
+    step_rows: int,
+    n_rows: int | None,
+    settings: Settings,
+) -> Layout:
+    """Choose the block length.
+
+    Raises:
+        PlanError: two steps do not fit the memory; the message says what would.
+
+    """
+    arrays = (*taps, *columns)
+    step_bytes = slab_bytes(arrays, step_rows)
+    wanted = max(_BLOCK_BYTES, len(arrays) * _SHARD_BYTES)
+    for n_slots in (3, 2):
+        room = (settings.memory_bytes - _reserve(taps, step_rows, settings)) // n_slots
+        steps = min(room, wanted) // step_bytes
+        if room >= step_bytes:
+            steps = max(1, steps)
+            if n_rows is not None:
+                steps = min(steps, -(-n_rows // step_rows))
+            return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
+    needed = 2 * step_bytes + _reserve(taps, step_rows, settings)
+    row_bytes = sum(a.row_bytes for a in arrays) + sum(t.row_bytes for t in taps) / 2
+    fits = int(settings.memory_bytes / needed * step_rows)
+    raise PlanError(
+        f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "
+        f"{show_bytes(settings.memory_bytes)}: two batches, the copies of the first and "
+        f"{settings.n_writers} writers need {show_bytes(needed)}. Give memory={show_bytes(needed)} or more, "
+        + (f"a batch size of at most {fits}, " if fits and row_bytes else "")
+        + "fewer layers, or a cast to float16"
+    )
+
+
+def slots_of(layout: Layout, settings: Settings) -> int:
+    """Return how many blocks of `layout` the memory holds: two or three.
+
+    Raises:
+        PlanError: not even two.
+
+    """
+    room = settings.memory_bytes - _reserve(layout.taps, layout.step_rows, settings)
+    n_slots = min(3, room // layout.block_bytes)
+    if n_slots < 2:
+        needed = 2 * layout.block_bytes + settings.memory_bytes - room
+        raise PlanError(
+            f"the store's blocks of {layout.block_rows} rows take {show_bytes(layout.block_bytes)}; two of "
+            f"them and the buffers need memory={show_bytes(needed)}, and "
+            f"{show_bytes(settings.memory_bytes)} are given"
+        )
+    return n_slots
+
+
+def store_bytes(layout: Layout, n_rows: int, ratio: float = 1.0) -> int:
+    """Return the bytes that `n_rows` rows take on disk, with taps encoded to 1 / `ratio`."""
+    taps = sum(tap.row_bytes for tap in layout.taps) / ratio
+    columns = sum(column.row_bytes for column in layout.columns)
+    return int((taps + columns) * n_rows)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free for a store at `path`."""
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_space(path: Path, n_bytes: int) -> None:
+    """Refuse what the disk cannot hold.
+
+    Raises:
+        NoSpaceError: with what is needed and what is free.
+
+    """
+    free = free_bytes(path)
+    if n_bytes > free:
+        raise NoSpaceError(
+            f"the store needs {show_bytes(n_bytes)} and {show_bytes(free)} are free at "
+            f"{path.absolute().parent}. Cast to float16, choose a codec or fewer layers, or write elsewhere"
+        )
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read a number of bytes: `1073741824`, `1GiB`, `512 MB`.
+
+    Raises:
+        PlanError: it is none.
+
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    if match is None or match[2].lower() not in units or float(match[1]) <= 0:
+        raise PlanError(f"{text!r} is no amount of memory; write 1GiB, 512MiB or a number of bytes")
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def show_bytes(n_bytes: float) -> str:
+    """Return a number of bytes as people read it: `1.5GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            break
+        n_bytes /= 1024
+    else:
+        unit = "TiB"
+    return f"{n_bytes:.0f}{unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.3g}{unit}"
+
+
+def _reserve(taps: Sequence[ArraySpec], step_rows: int, settings: Settings) -> int:
+    """Return the bytes that are needed beside the blocks."""
+    first_step = slab_bytes(tuple(taps), step_rows)
+    if settings.codec == "none":
+        return first_step + settings.n_writers * CHUNK_BYTES
+    largest = max((tap.row_bytes for tap in taps), default=0)
+    return first_step + settings.n_writers * (FLUSH_BYTES + 2 * max(largest, CHUNK_BYTES))

@@ -1,0 +1,395 @@
+"""The reading side of a store: lazy numpy arrays over committed blocks.
+
+Whole inner chunks are checked against their CRC-32C as they are read. A small window of each row of an
+array without a codec (one channel over all rows, say) is read by itself and unchecked, because reading
+what surrounds it would cost many times more; `open_run(path, check=True)` checks that too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dtypes import DType
+from .errors import FormatError, SelectionError, StoreError, closest
+from .layout import ArraySpec
+from .shard import Shard, ShardRecord
+from .store import Json, Manifest, committed_blocks, read_manifest, read_record, shard_name
+
+Values = NDArray[Any]
+Selector = slice | NDArray[np.intp]
+
+# Read a window by itself where it is at most this share of the rows' bytes.
+_WINDOW_SHARE = 0.25
+
+
+def open_run(path: str | os.PathLike[str], *, check: bool = False) -> Run:
+    """Open a store for reading; neither the model nor its framework is needed.
+
+    Args:
+        path: the store's folder.
+        check: verify the checksum of every chunk that is touched, for small windows too.
+
+    Raises:
+        StoreNotFoundError: nothing is there.
+        FormatError: it is not a store, or one of a newer format.
+
+    """
+    return Run(Path(path), check=check)
+
+
+class Run:
+    """What was captured of one data set: `run["layer1"][17, :9]`.
+
+    A store that is still being written, or whose capture was killed, shows its committed blocks;
+    `refresh` looks for new ones.
+    """
+
+    def __init__(self, path: Path, *, check: bool = False) -> None:
+        self.path = path
+        self.manifest: Manifest = read_manifest(path)
+        self.check = check
+        self.refresh()
+        layout = self.manifest.layout
+        about = self.manifest.facts["taps"]
+        #: Tap name -> `Tap`, in the order of the model.
+        self.taps: dict[str, Tap] = {
+            tap.name: Tap(self, i, about[tap.name]) for i, tap in enumerate(layout.taps)
+        }
+        #: Column name -> `Array`: `id`, `label`, `prediction`, `picture` and the user's own.
+        self.rows: dict[str, Array] = {
+            column.name: Array(self, len(layout.taps) + i) for i, column in enumerate(layout.columns)
+        }
+
+    def __getitem__(self, name: str) -> Tap:
+        try:
+            return self.taps[name]
+        except KeyError:
+            raise SelectionError(f"{self.path} holds no tap {name!r}. {closest(name, self.taps)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.taps)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.taps
+
+    def __len__(self) -> int:
+        """Return the number of taps."""
+        return len(self.taps)
+
+    def __repr__(self) -> str:
+        state = "" if self.complete else f", {int(self.committed().sum())} captured"
+        return f"<Run {self.path}: {len(self.taps)} taps x {self.n_rows} rows{state}>"
+
+    def refresh(self) -> None:
+        """Look for blocks that were committed since the store was opened."""
+        self.manifest = read_manifest(self.path)
+        try:
+            self._blocks = committed_blocks(self.path)
+        except OSError as error:
+            raise FormatError(f"{self.path} has no commit records: {error.strerror}") from error
+        self._records: dict[int, tuple[int, tuple[ShardRecord, ...]]] = {}
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the data set; of a loop that has not ended, the rows up to the last committed."""
+        if self.manifest.n_rows is not None:
+            return self.manifest.n_rows
+        if not self._blocks:
+            return 0
+        last = max(self._blocks)
+        return last * self.manifest.layout.block_rows + self.record(last)[0]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is committed."""
+        return self.manifest.n_rows is not None and len(self._blocks) >= self.manifest.n_blocks
+
+    def committed(self) -> NDArray[np.bool_]:
+        """Return for each row whether it is captured and committed; shape (rows,)."""
+        done = np.zeros(self.n_rows, np.bool_)
+        size = self.manifest.layout.block_rows
+        for block in self._blocks:
+            done[block * size : (block + 1) * size] = True
+        return done
+
+    def record(self, block: int) -> tuple[int, tuple[ShardRecord, ...]]:
+        """Return the commit record of `block`: its rows, and one record for each array.
+
+        Raises:
+            StoreError: the block is not committed.
+
+        """
+        if block not in self._blocks:
+            size = self.manifest.layout.block_rows
+            raise StoreError(
+                f"rows {block * size} to {min((block + 1) * size, self.n_rows) - 1} of {self.path} are "
+                f"not captured yet ({len(self._blocks)} of {self.manifest.n_blocks or 'unknown'} blocks "
+                "are); run the same capture again to go on"
+            )
+        if block not in self._records:
+            self._records[block] = read_record(self.path, block, len(self.manifest.layout.arrays))
+        return self._records[block]
+
+    @cached_property
+    def stats(self) -> dict[str, dict[str, int]]:
+        """What was counted while capturing: for each tap its NaN (`nan`) and infinite (`inf`) values."""
+        totals = {name: {"nan": 0, "inf": 0} for name in self.taps}
+        for block in sorted(self._blocks):
+            for total, shard in zip(totals.values(), self.record(block)[1], strict=False):
+                total["nan"] += shard.n_nan
+                total["inf"] += shard.n_inf
+        return totals
+
+    @property
+    def info(self) -> Json:
+        """The manifest, as in the root's attribute `layertap`."""
+        return self.manifest.to_json()
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names by label, where they are known."""
+        names = self.manifest.facts.get("classes")
+        return None if names is None else tuple(names)
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """Mean that the model's input was normalised with, for each channel, in units of 0..1."""
+        return self._preprocess("mean")
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """Standard deviation that the model's input was normalised with, like `mean`."""
+        return self._preprocess("std")
+
+    def _preprocess(self, key: str) -> tuple[float, ...] | None:
+        values = self.manifest.facts.get("preprocess", {}).get(key)
+        return None if values is None else tuple(values)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all committed shards on disk."""
+        return sum(s.n_bytes for block in self._blocks for s in self.record(block)[1])
+
+    def zarr(self) -> Any:
+        """Return the store as a read-only `zarr.Group`."""
+        import zarr
+
+        return zarr.open_group(self.path, mode="r")
+
+
+class Array:
+    """A tap or a column, read as it is indexed: ints, slices, lists of ints, boolean masks, `...`.
+
+    Every axis is selected by itself (as `numpy.ix_` does), so `tap[[3, 5], [0, 2]]` is 2 rows by 2
+    channels. Text columns give `str` and arrays of `str`.
+    """
+
+    def __init__(self, run: Run, index: int) -> None:
+        self._run = run
+        self._index = index
+        self._text = self._spec.dims[-1] == f"{self._spec.name}_byte"
+
+    @property
+    def _spec(self) -> ArraySpec:
+        return self._run.manifest.layout.arrays[self._index]
+
+    @property
+    def name(self) -> str:
+        """The tap's or column's name."""
+        return self._spec.name
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes, `row` first."""
+        return self._spec.dims[:-1] if self._text else self._spec.dims
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, rows first."""
+        inner = self._spec.shape[:-1] if self._text else self._spec.shape
+        return (self._run.n_rows, *inner)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """Element type; bfloat16 is `ml_dtypes.bfloat16`, text is `str`."""
+        return np.dtype(np.str_) if self._text else self._spec.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{d}={n}" for d, n in zip(self.dims, self.shape, strict=True))
+        return f"<{type(self).__name__} {self.name}: {self.dtype} ({sizes})>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Values:
+        if copy is False:
+            raise ValueError("an array on disk cannot be had without a copy")
+        values: Values = self[...]
+        return values if dtype is None else values.astype(dtype)
+
+    def __getitem__(self, key: Any) -> Any:
+        selectors, dropped = _selectors(key, self.shape, self.name)
+        if self._text:
+            return _text(self._read([*selectors, slice(0, self._spec.shape[-1])]), 0 in dropped)
+        values = self._read(selectors)
+        return values[tuple(0 if axis in dropped else slice(None) for axis in range(values.ndim))]
+
+    def _read(self, selectors: Sequence[Selector]) -> Values:
+        spec, layout = self._spec, self._run.manifest.layout
+        rows = _indices(selectors[0], self._run.n_rows)
+        inner = tuple(selectors[1:])
+        shape = [len(rows), *(_length(s, n) for s, n in zip(inner, spec.shape, strict=True))]
+        out: Values = np.empty(shape, spec.dtype)
+        if out.size == 0:
+            return out
+        chunk_rows = layout.chunk_rows(spec)
+        window = None if self._run.check else _window(spec, inner)
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        starts = np.flatnonzero(np.diff(ordered // chunk_rows, prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], len(ordered)], strict=True):
+            first = int(ordered[start])
+            block, chunk = first // layout.block_rows, first % layout.block_rows // chunk_rows
+            within = ordered[start:stop] % chunk_rows
+            shard = self._shard(block)
+            if window is None:
+                values = _rows(shard.chunk(chunk), spec)[_slice(within)]
+            else:
+                values = _windows(shard, chunk, within, window, spec)
+            out[_slice(order[start:stop])] = _select(values, inner if window is None else _rest(inner, spec))
+        return out
+
+    def _shard(self, block: int) -> Shard:
+        record = self._run.record(block)[1][self._index]
+        path = self._run.path / self._spec.path / shard_name(block, len(self._spec.dims))
+        return _open_shard(path, self._spec, self._run.manifest.layout, record)
+
+
+class Tap(Array):
+    """The captured values of one layer; see `Array` for how it is indexed."""
+
+    def __init__(self, run: Run, index: int, about: Json) -> None:
+        super().__init__(run, index)
+        #: Name of the layer that was tapped.
+        self.layer: str = about.get("layer", self.name)
+        #: Type of the layer, `Conv2d` for example.
+        self.type: str = about.get("type", "")
+        #: Element type of the layer's output, before any cast.
+        self.source_dtype: str = about.get("source_dtype", str(self.dtype))
+
+
+# A few shards stay open: their indexes need not be read and checked again. What falls out is closed when
+# nothing holds it any more.
+@lru_cache(maxsize=64)
+def _open_shard(path: Path, spec: ArraySpec, layout: Any, record: ShardRecord) -> Shard:
+    return Shard(path, spec, layout, record)
+
+
+def _selectors(key: Any, shape: tuple[int, ...], name: str) -> tuple[list[Selector], frozenset[int]]:
+    """Return one selector for each axis, and the axes that were indexed by a single int."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    n_given = sum(k is not Ellipsis for k in keys)
+    if n_given > len(shape):
+        raise SelectionError(f"{name} has {len(shape)} axes; {n_given} were indexed")
+    if not any(k is Ellipsis for k in keys):
+        keys.append(Ellipsis)
+    at = next(i for i, k in enumerate(keys) if k is Ellipsis)
+    keys[at : at + 1] = [slice(None)] * (len(shape) - n_given)
+    selectors: list[Selector] = []
+    dropped = set()
+    for axis, (k, size) in enumerate(zip(keys, shape, strict=True)):
+        if isinstance(k, slice):
+            selectors.append(k)
+            continue
+        array = np.asarray(k)
+        if array.dtype == np.bool_ and array.shape == (size,):
+            array = np.flatnonzero(array)
+        elif array.size == 0:
+            array = array.astype(np.intp)
+        if array.dtype.kind not in "iu" or array.ndim > 1:
+            raise SelectionError(
+                f"{name} is indexed by ints, slices, lists of ints and masks; axis {axis} got {k!r}"
+            )
+        array = array.astype(np.intp)
+        if array.size and (array.min() < -size or array.max() >= size):
+            raise SelectionError(f"{name} has {size} entries on axis {axis}; {k!r} is outside")
+        if array.ndim == 0:
+            dropped.add(axis)
+        selectors.append(np.atleast_1d(np.where(array < 0, array + size, array)))
+    return selectors, frozenset(dropped)
+
+
+def _indices(selector: Selector, size: int) -> NDArray[np.intp]:
+    if isinstance(selector, slice):
+        return np.arange(*selector.indices(size), dtype=np.intp)
+    return selector
+
+
+def _length(selector: Selector, size: int) -> int:
+    return len(range(*selector.indices(size))) if isinstance(selector, slice) else len(selector)
+
+
+def _slice(indices: NDArray[np.intp]) -> slice | NDArray[np.intp]:
+    """Return a slice where `indices` count up by one: it selects without a copy."""
+    first, n = int(indices[0]), len(indices)
+    if n == 1 or (int(indices[-1]) - first == n - 1 and bool((np.diff(indices) == 1).all())):
+        return slice(first, first + n)
+    return indices
+
+
+def _rows(data: NDArray[np.uint8], spec: ArraySpec) -> Values:
+    return data.view(spec.dtype).reshape(-1, *spec.shape)
+
+
+def _select(values: Values, inner: Sequence[Selector]) -> Values:
+    for axis, selector in enumerate(inner, start=1):
+        values = values[(slice(None),) * axis + (selector,)]
+    return values
+
+
+def _window(spec: ArraySpec, inner: Sequence[Selector]) -> slice | None:
+    """Return the entries of the first inner axis to read by themselves, or None to read it all."""
+    if not inner or spec.codec != "none":
+        return None
+    wanted = _indices(inner[0], spec.shape[0])
+    if wanted.size == 0:
+        return None
+    span = slice(int(wanted.min()), int(wanted.max()) + 1)
+    return span if span.stop - span.start <= _WINDOW_SHARE * spec.shape[0] else None
+
+
+def _rest(inner: Sequence[Selector], spec: ArraySpec) -> list[Selector]:
+    """Return `inner` as it applies to what `_window` read."""
+    wanted = _indices(inner[0], spec.shape[0])
+    return [wanted - wanted.min(), *inner[1:]]
+
+
+def _windows(shard: Shard, chunk: int, rows: NDArray[np.intp], window: slice, spec: ArraySpec) -> Values:
+    entry_bytes = spec.row_bytes // spec.shape[0]
+    shape = (window.stop - window.start, *spec.shape[1:])
+    values: Values = np.empty((len(rows), *shape), spec.dtype)
+    for i, row in enumerate(rows.tolist()):
+        start = row * spec.row_bytes
+        data = shard.window(chunk, start + window.start * entry_bytes, start + window.stop * entry_bytes)
+        values[i] = np.frombuffer(data, spec.dtype).reshape(shape)
+    return values
+
+
+def _text(encoded: NDArray[np.uint8], single: bool) -> Any:
+    texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in encoded]
+    return texts[0] if single else np.array(texts, np.str_)

@@ -1,0 +1,169 @@
+"""The two ways to capture: `record` around a loop of the user's own, `record_dataset` over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .backend import backend_for, backend_named
+from .data import Preprocess, as_source
+from .errors import PlanError
+from .pipeline import Stages
+from .plan import DEFAULT_MEMORY, Settings
+from .reader import Run, open_run
+from .recorder import Facts, PathLike, Recorder
+from .store import Manifest
+from .taps import Patterns
+
+
+def record(
+    model: Any,
+    path: PathLike,
+    layers: Patterns,
+    *,
+    dtype: str | None = None,
+    codec: str = "none",
+    memory: str | int = DEFAULT_MEMORY,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    backend: str | None = None,
+    writers: int | None = None,
+) -> Recorder:
+    """Capture `layers` of `model` while a loop of your own runs it.
+
+    Args:
+        model: what runs; a `torch.nn.Module`, or a function from a batch to a dict of arrays.
+        path: the store to make. One whose capture was killed is gone on with: run the same loop again, and
+            rows that are committed are not captured again.
+        layers: names, globs, `re:` expressions, `type:` names or callables; see `layertap.capture.taps.select`.
+        dtype: cast floating-point values to `float16`, `bfloat16` or `float32`.
+        codec: `none`, `lz4` (bit-shuffled) or `zstd`.
+        memory: host memory that the engine may hold, `1GiB` for example.
+        mean: what inputs were normalised with, for each channel in units of 0..1, to make pictures of them.
+        std: likewise.
+        classes: class names by label.
+        name: what the store calls the model.
+        overwrite: replace a store that is there.
+        backend: name of the backend, where it does not follow from the model.
+        writers: writer threads.
+
+    Returns:
+        A context manager, a `Recorder`: call the model inside it, and `annotate` after each batch.
+
+    Raises:
+        SelectionError: a layer is not there.
+        StoreExistsError: a finished store is there, or one of another plan.
+        PlanError: what is asked for does not fit the memory.
+        CaptureError: a tap did not fire, or its shape changed between batches.
+
+    """
+    return Recorder(
+        model,
+        path,
+        layers,
+        settings=Settings(dtype, codec, memory, writers),
+        facts=Facts(
+            Preprocess(_floats(mean), _floats(std)),
+            None if classes is None else tuple(classes),
+            model_name=name,
+        ),
+        backend=backend_named(backend) if backend else backend_for(model),
+        overwrite=overwrite,
+    )
+
+
+def record_dataset(
+    model: Any,
+    data: Any,
+    path: PathLike,
+    layers: Patterns,
+    *,
+    batch_size: int = 64,
+    workers: int | None = None,
+    dtype: str | None = None,
+    codec: str = "none",
+    memory: str | int = DEFAULT_MEMORY,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    backend: str | None = None,
+    writers: int | None = None,
+    on_commit: Callable[[Stages], None] | None = None,
+    on_plan: Callable[[Manifest, float], None] | None = None,
+) -> Run:
+    """Run `model` over a whole data set and capture `layers`, together with labels, predictions and pictures.
+
+    The model runs without gradients and in evaluation mode, and gets its own mode back. A capture that was
+    killed goes on where it stopped when the same call is made again; on a finished store the call changes
+    nothing.
+
+    Args:
+        model: what runs; see `record`.
+        data: a folder of pictures, numpy arrays (inputs, or inputs and labels), a `Source`, a torch
+            `Dataset`, or anything with `len` and `[]`.
+        path: the store.
+        layers: see `record`.
+        batch_size: rows of one forward.
+        workers: threads (processes for a torch `Dataset`) that load batches ahead.
+        dtype: see `record`.
+        codec: see `record`.
+        memory: see `record`.
+        mean: what pictures are normalised with (for a folder) or were normalised with (for arrays and
+            data sets of tensors); found by itself in a torchvision `Normalize`.
+        std: likewise.
+        classes: class names by label, where the data do not bring them.
+        name: what the store calls the model.
+        overwrite: replace a store that is there.
+        backend: name of the backend, where it does not follow from the model.
+        writers: writer threads.
+        on_commit: called after each committed block, from a writer thread.
+        on_plan: called once with the manifest and the share of blocks that is done, before the capture.
+
+    Returns:
+        The finished store, open for reading.
+
+    Raises:
+        NoSpaceError: the disk is too small.
+        DataError: a sample cannot be used.
+        Exception: and what `record` raises.
+
+    """
+    chosen = backend_named(backend) if backend else backend_for(model)
+    if batch_size < 1:
+        raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
+    preprocess = Preprocess(_floats(mean), _floats(std)) if mean or std else None
+    source = chosen.source(data) or as_source(data, preprocess)
+    if preprocess is not None:
+        source.preprocess = replace(source.preprocess, mean=preprocess.mean, std=preprocess.std)
+    recorder = Recorder(
+        model,
+        path,
+        layers,
+        settings=Settings(dtype, codec, memory, writers),
+        facts=Facts(
+            source.preprocess,
+            tuple(classes) if classes is not None else source.classes,
+            {"name": source.name, "fingerprint": source.fingerprint()},
+            name,
+            source.text_bytes(),
+        ),
+        backend=chosen,
+        n_rows=source.n_rows,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        on_commit=on_commit,
+        on_plan=on_plan,
+    )
+    with recorder:
+        recorder.run(source, source.default_workers if workers is None else workers)
+    return open_run(path)
+
+
+def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)

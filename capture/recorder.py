@@ -1,0 +1,416 @@
+"""Recording: from the steps of a model to a store.
+
+    begin (waits for a slot) -> forward, hooks copy -> done -> annotate -> the next begin, or the end
+
+A step is handed to the writers when the next one begins, so that what `annotate` says of its rows is there.
+The first step is kept aside: its shapes make the plan, the plan makes the store, and then it is copied in
+like any other, so no forward is spent on looking.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Backend, Learned, Session
+from .columns import column_spec, column_values
+from .data import Preprocess, Source
+from .errors import CaptureError, DataError, StoreExistsError
+from .journal import StoreLock, versions, write_log
+from .layout import array_view
+from .pipeline import Piece, Pipeline, Stages
+from .plan import Settings, check_space, plan_layout, slots_of, store_bytes, tap_array
+from .store import (
+    Json,
+    Manifest,
+    StoreWriter,
+    check_removable,
+    committed_blocks,
+    plan_differences,
+    read_manifest,
+    read_record,
+    remove_store,
+)
+from .taps import Patterns
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the store should say of where its rows came from."""
+
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    """How pictures became inputs; also how inputs become pictures again."""
+    classes: tuple[str, ...] | None = None
+    """Class names by label."""
+    data: Json = field(default_factory=dict)
+    """Name and fingerprint of the data set."""
+    model_name: str | None = None
+    """What the user calls the model."""
+    text_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Longest text of each text column, where it is known."""
+
+
+class Recorder:
+    """Captures what passes through a model while its block is open; made by `record`.
+
+    Calling it calls the model. With a framework that has hooks, calling the model itself does the same.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        path: PathLike,
+        layers: Patterns,
+        *,
+        settings: Settings,
+        facts: Facts,
+        backend: Backend,
+        n_rows: int | None = None,
+        batch_size: int | None = None,
+        overwrite: bool = False,
+        on_commit: Callable[[Stages], None] | None = None,
+        on_plan: Callable[[Manifest, float], None] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        #: Rows that have passed so far, those that were committed by an earlier run included.
+        self.row = 0
+        #: Whether the store was complete before; nothing is captured then.
+        self.finished = False
+        self._backend, self._model, self._layers = backend, model, layers
+        self._settings, self._facts = settings, facts
+        self._n_rows, self._batch_size, self._overwrite = n_rows, batch_size, overwrite
+        self._on_commit, self._on_plan = on_commit, on_plan
+        self._session: Session | None = None
+        self._pipeline: Pipeline | None = None
+        self._existing: Manifest | None = None
+        self._done: set[int] = set()
+        self._created = False
+        self._step: tuple[int, int] | None = None
+        self._ended = False
+        self._pieces: list[Piece] = []
+        self._columns: dict[str, Any] = {}
+        self._lock: StoreLock | None = None
+        self._started = 0.0
+
+    def __enter__(self) -> Recorder:
+        self._started = time.time()
+        if self.path.exists() or self.path.is_symlink():
+            self._look_at_existing()
+        self._session = self._backend.session(self._model, self._layers)
+        self._session.attach(self)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        failed = kind is not None
+        try:
+            if not failed:
+                self._finish_step()
+                self._check_end()
+                if self._pipeline is not None and self._n_rows is None:
+                    self._pipeline.flush()
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            self._release(failed)
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Run the model on a batch, capture its taps, and return what it returns."""
+        assert self._session is not None, "a recorder is called inside its with block"
+        return self._session.forward(inputs, kwargs)
+
+    @property
+    def committed_rows(self) -> int:
+        """Rows from the start on that need not be run again: a loop may skip them with `skip`."""
+        n_blocks = 0
+        while n_blocks in self._done:
+            n_blocks += 1
+        layout = self._existing.layout if self._existing else None
+        return n_blocks * layout.block_rows if layout else 0
+
+    @property
+    def stages(self) -> Stages:
+        """Where the time went so far."""
+        return self._pipeline.stages if self._pipeline else Stages()
+
+    def seek(self, row: int) -> None:
+        """Say that the next step starts at `row`.
+
+        Raises:
+            CaptureError: the rows between are not committed, so the store would have a hole for ever.
+
+        """
+        self._finish_step()
+        if self._n_rows is None and row > max(self.row, self.committed_rows):
+            raise CaptureError(
+                f"cannot go on at row {row}: rows {max(self.row, self.committed_rows)} to {row - 1} are "
+                "not captured"
+            )
+        self.row = row
+
+    def annotate(self, **columns: Any) -> None:
+        """Keep facts about the rows of the batch that just went through the model.
+
+        Args:
+            columns: one value for each row: numbers, texts or arrays of one shape, in numpy or in the model's
+                framework. `label` and `prediction` are class numbers and `id` a name; `picture` is uint8
+                (rows, height, width, 1 or 3); `input` is what the model got, of which the picture is made
+                with the `mean` and `std` that `record` was given.
+
+        Raises:
+            DataError: a column is not as long as the batch, or was not there in the first batch.
+
+        """
+        if self._step is None or not self._ended:
+            raise CaptureError("annotate() comes after the forward of its batch, and before the next")
+        n_rows = self._step[1]
+        for name, values in columns.items():
+            length = len(values) if hasattr(values, "__len__") else None
+            if length != n_rows:
+                has = "is one value" if length is None else f"has {length} values"
+                raise DataError(
+                    f"{name!r} {has}; the batch has {n_rows} rows "
+                    f"({self._step[0]} to {self._step[0] + n_rows - 1})"
+                )
+        picture = self._picture(columns.pop("input")) if "input" in columns else None
+        if picture is not None:
+            columns.setdefault("picture", picture)
+        self._columns.update(columns)
+
+    def run(self, source: Source, workers: int) -> None:
+        """Run the model over the rows of `source` that are not committed yet."""
+        assert self._session is not None
+        steps = self._missing_steps(source.n_rows)
+        started = time.perf_counter()
+        with self._session.inference():
+            for batch in self._backend.batches(source, steps, workers):
+                self.seek(batch.rows.start)
+                loaded = time.perf_counter()
+                output = self(*batch.inputs, **batch.kwargs)
+                if (prediction := self._session.prediction(output)) is not None:
+                    batch.columns["prediction"] = prediction
+                self.annotate(**batch.columns)
+                self._finish_step()
+                if self.finished:
+                    return
+                stages = self.stages
+                ended = time.perf_counter()
+                stages.data_s += loaded - started
+                stages.forward_s += ended - loaded
+                started = ended
+
+    def _missing_steps(self, n_rows: int) -> list[range]:
+        """Return the rows of each step to run; the first step of a store that is complete."""
+        size = self._batch_size or 1
+        steps = [range(i, min(i + size, n_rows)) for i in range(0, n_rows, size)]
+        if self._existing is None:
+            return steps
+        blocks = self._existing.layout.block_rows
+        missing = [step for step in steps if step.start // blocks not in self._done]
+        return missing or steps[:1]
+
+    def begin(self, n_rows: int) -> list[Piece] | None:
+        """Open a step (called by the session)."""
+        self._finish_step()
+        if n_rows < 1:
+            raise CaptureError("the batch has no rows")
+        row = self.row
+        if self._n_rows is not None and row + n_rows > self._n_rows:
+            raise CaptureError(f"rows beyond the {self._n_rows} of the data set went through the model")
+        self._step, self._ended, self._columns = (row, n_rows), False, {}
+        if self._pipeline is None:
+            return [] if self.finished else None
+        self._pieces = self._pipeline.begin(row, n_rows)
+        return self._pieces
+
+    def done(self) -> None:
+        """Say that the step's forward has ended well (called by the session)."""
+        self._ended = True
+
+    def _check_end(self) -> None:
+        if self._pipeline is None and not self.finished:
+            raise CaptureError("no batch went through the model, so there is nothing to store")
+
+    def _look_at_existing(self) -> None:
+        if self._overwrite:
+            check_removable(self.path)
+            return
+        manifest = read_manifest(self.path)
+        self._done = committed_blocks(self.path)
+        if manifest.n_rows is None:
+            # A loop's last block may be short; where the loop did not end, it is made again.
+            n_arrays = len(manifest.layout.arrays)
+            full = manifest.layout.block_rows
+            self._done = {b for b in self._done if read_record(self.path, b, n_arrays)[0] == full}
+        elif self._n_rows is None:
+            raise StoreExistsError(
+                f"{self.path} holds a finished capture of {manifest.n_rows} rows. Choose another name, or "
+                "overwrite=True (--overwrite) to make it anew"
+            )
+        self._existing = manifest
+
+    def _finish_step(self) -> None:
+        if self._step is None:
+            return
+        (row, n_rows), self._step = self._step, None
+        if not self._ended:  # its forward failed: the rows were never whole
+            return
+        assert self._session is not None
+        self.row = row + n_rows
+        if self.finished:
+            return
+        if self._pipeline is None:
+            self._start(row, n_rows)
+            if self._pipeline is None:
+                return
+        if self._pieces:
+            self._put_columns(row, n_rows)
+            ready = self._session.transfer(self._pieces)
+            self._pipeline.end(row, n_rows, ready)
+
+    def _start(self, row: int, n_rows: int) -> None:
+        """Plan from the first step, make or open the store, and put the step where it belongs."""
+        session = self._session
+        assert session is not None
+        learned = session.learned()
+        manifest = self._manifest(learned, n_rows)
+        if self._existing is not None:
+            manifest = self._same_plan(self._existing, manifest)
+            self.finished = manifest.n_rows is not None and len(self._done) >= manifest.n_blocks
+            store = StoreWriter(self.path, manifest)
+        if self._on_plan is not None:
+            self._on_plan(manifest, len(self._done) / max(1, manifest.n_blocks))
+        if self.finished:
+            return
+        n_slots = slots_of(manifest.layout, self._settings)
+        if self._existing is None:
+            if manifest.n_rows is not None:
+                check_space(self.path, self.planned_bytes(manifest))
+            store = StoreWriter.create(self.path, manifest, self._overwrite)
+            self._created = True
+        self._lock = StoreLock(self.path)
+        pipeline = Pipeline(
+            store,
+            self._done,
+            n_slots=n_slots,
+            n_writers=self._settings.n_writers,
+            on_commit=self._on_commit,
+        )
+        self._pipeline = pipeline
+        session.prepare(manifest.layout, pipeline.memory, pipeline.slabs)
+        self._pieces = pipeline.begin(row, n_rows)
+        session.replay(self._pieces)
+
+    def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
+        assert self._session is not None
+        taps = [tap_array(tap, self._settings) for tap in learned]
+        columns = [
+            column_spec(name, values, self._session.to_numpy, self._facts.text_bytes.get(name))
+            for name, values in self._columns.items()
+        ]
+        step_rows = self._batch_size or n_rows
+        layout = plan_layout(taps, columns, step_rows, self._n_rows, self._settings)
+        about = {
+            tap.name: {"layer": tap.tap.layer, "type": tap.type, "source_dtype": str(tap.dtype)}
+            for tap in learned
+        }
+        preprocess = self._facts.preprocess
+        facts: Json = {
+            "taps": about,
+            "model": {
+                "name": self._facts.model_name or type(self._model).__name__,
+                "backend": self._backend.name,
+                **self._backend.describe(self._model),
+            },
+            "data": dict(self._facts.data),
+            "preprocess": {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in vars(preprocess).items()
+                if value is not None
+            },
+            "classes": None if self._facts.classes is None else list(self._facts.classes),
+            "versions": versions(self._backend.name),
+        }
+        return Manifest(layout, self._n_rows, facts)
+
+    def _same_plan(self, existing: Manifest, planned: Manifest) -> Manifest:
+        """Return the plan of the store that is there, which decides the block length.
+
+        Raises:
+            StoreExistsError: it was made by another plan.
+
+        """
+        blocks = existing.layout.block_rows
+        ours = replace(planned, layout=replace(planned.layout, block_rows=blocks))
+        differences = plan_differences(existing.to_json(), ours.to_json())
+        if differences:
+            raise StoreExistsError(
+                f"{self.path} was captured by another plan:\n  "
+                + "\n  ".join(differences)
+                + "\nChoose another name, or overwrite=True (--overwrite) to make it anew"
+            )
+        return existing
+
+    def _put_columns(self, row: int, n_rows: int) -> None:
+        assert self._pipeline is not None
+        assert self._session is not None
+        layout = self._pipeline.layout
+        names = {column.name for column in layout.columns}
+        for problem, words in (
+            (names - set(self._columns), "is missing"),
+            (set(self._columns) - names, "is new"),
+        ):
+            if problem:
+                raise DataError(
+                    f"the column {min(problem)!r} {words} for rows {row} to {row + n_rows - 1}: every batch "
+                    f"has the columns of the first ({', '.join(sorted(names)) or 'none'})"
+                )
+        for i, column in enumerate(layout.columns, start=len(layout.taps)):
+            values = column_values(column, self._columns[column.name])
+            for piece in self._pieces:
+                view = array_view(layout, i, piece.slab.memory)
+                self._session.put(view[piece.rows], values[piece.batch])
+
+    def planned_bytes(self, manifest: Manifest) -> int:
+        """Return the bytes that the finished store will take; with a codec, judged by the first batch."""
+        assert self._session is not None
+        encoded = raw = 1
+        if self._settings.codec != "none":
+            for i, tap in enumerate(manifest.layout.taps):
+                sample = np.ascontiguousarray(self._session.sample(i).astype(tap.dtype, copy=False))
+                raw += sample.nbytes
+                encoded += memoryview(tap.encoding.encode(sample.view(np.uint8).data)).nbytes
+        return store_bytes(manifest.layout, manifest.n_rows or 0, raw / encoded)
+
+    def _picture(self, inputs: Any) -> NDArray[np.uint8] | None:
+        assert self._session is not None
+        return self._facts.preprocess.pictures(self._session.to_numpy(inputs))
+
+    def _release(self, failed: bool) -> None:
+        """Let go of model, threads and lock on every way out; leave nothing half-made."""
+        if self._session is not None:
+            self._session.detach()
+        pipeline = self._pipeline
+        try:
+            if pipeline is not None:
+                pipeline.close(failed=failed)
+                if not failed and self._n_rows is None:
+                    pipeline.store.close_rows(self.row)
+                write_log(self.path, self._started, pipeline.stages, failed)
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            if failed and self._created and not committed_blocks(self.path):
+                remove_store(self.path)

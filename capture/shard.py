@@ -1,0 +1,206 @@
+"""Shards: the one file that holds a block of one array, in Zarr v3's `sharding_indexed` form.
+
+A shard is its inner chunks back to back, each followed by the CRC-32C of its (encoded) bytes, and then an
+index: offset and length of each inner chunk as little-endian uint64, both all ones for a chunk that is
+not there, and the CRC-32C of the index. Nothing in that needs a copy where nothing is encoded: the kernel
+gathers the rows straight from where they were captured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checksum import CRC_BYTES, crc32c, crc_bytes, unsealed
+from .dtypes import EXPONENT_BITS, DType
+from .errors import ChecksumError, FormatError, StoreError
+from .files import Bytes, DurableFile
+from .layout import ArraySpec, Layout
+
+_MISSING = 2**64 - 1
+FLUSH_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a commit record says of one shard."""
+
+    n_bytes: int
+    """Size of the file."""
+    index_crc: int
+    """CRC-32C of the shard's index, which binds the record to this very file."""
+    n_nan: int
+    """NaN values among the rows."""
+    n_inf: int
+    """Infinite values among the rows."""
+
+
+def write_shard(
+    path: Path, array: ArraySpec, layout: Layout, slabs: Sequence[memoryview], n_rows: int
+) -> ShardRecord:
+    """Write the first `n_rows` rows of a block of `array`, durable, under a temporary name.
+
+    Args:
+        path: the shard's final name; `files.publish` gives it.
+        array: which array of `layout`.
+        layout: how slabs are laid out.
+        slabs: the block's slabs, in order.
+        n_rows: rows of the block that exist; fewer than `layout.block_rows` in the last block alone. What
+            its last inner chunk lacks is written as zeros.
+
+    """
+    chunk_rows = layout.chunk_rows(array)
+    index = np.full((layout.block_rows // chunk_rows, 2), _MISSING, "<u8")
+    n_nan = n_inf = 0
+    with DurableFile(path) as file:
+        waiting: list[Bytes] = []
+        position = waiting_bytes = 0
+        for i, first in enumerate(range(0, n_rows, chunk_rows)):
+            pieces = list(_pieces(array, layout, slabs, first, min(first + chunk_rows, n_rows)))
+            nan, inf = count_nonfinite(pieces, array.dtype)
+            n_nan, n_inf = n_nan + nan, n_inf + inf
+            encoded = _encoded(array, pieces, chunk_rows * array.row_bytes)
+            n_bytes = sum(memoryview(buffer).nbytes for buffer in encoded)
+            index[i] = position, n_bytes
+            position += n_bytes
+            waiting += encoded
+            waiting_bytes += n_bytes
+            if array.codec != "none" and waiting_bytes >= FLUSH_BYTES:
+                file.write(waiting)
+                waiting, waiting_bytes = [], 0
+        index_bytes = index.tobytes()
+        index_crc = crc32c(index_bytes)
+        file.write([*waiting, index_bytes, crc_bytes(index_crc)])
+        return ShardRecord(file.n_bytes, index_crc, n_nan, n_inf)
+
+
+def _pieces(
+    array: ArraySpec, layout: Layout, slabs: Sequence[memoryview], first: int, stop: int
+) -> Iterator[memoryview]:
+    offset = layout.offsets[layout.arrays.index(array)]
+    while first < stop:
+        slab, row = divmod(first, layout.step_rows)
+        n_rows = min(stop - first, layout.step_rows - row)
+        start = offset + row * array.row_bytes
+        yield slabs[slab][start : start + n_rows * array.row_bytes]
+        first += n_rows
+
+
+def _encoded(array: ArraySpec, pieces: list[memoryview], n_bytes: int) -> list[Bytes]:
+    """Return the buffers of one inner chunk of `n_bytes`, checksum included."""
+    missing = n_bytes - sum(piece.nbytes for piece in pieces)
+    buffers: list[Bytes] = [*pieces, bytes(missing)] if missing else list(pieces)
+    if array.codec != "none":
+        whole = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+        buffers = [memoryview(array.encoding.encode(whole)).cast("B")]
+    crc = 0
+    for buffer in buffers:
+        crc = crc32c(buffer, crc)
+    return [*buffers, crc_bytes(crc)]
+
+
+def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, int]:
+    """Return how many values are NaN and how many are infinite, at one cheap pass where none is."""
+    mask = EXPONENT_BITS.get(dtype)
+    if mask is None:
+        return 0, 0
+    n_nan = n_inf = 0
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    for piece in pieces:
+        exponents = np.frombuffer(piece, unsigned) & unsigned.type(mask)
+        if exponents.size and exponents.max() == mask:
+            values = np.frombuffer(piece, dtype)
+            n_nan += int(np.count_nonzero(np.isnan(values)))
+            n_inf += int(np.count_nonzero(np.isinf(values)))
+    return n_nan, n_inf
+
+
+class Shard:
+    """A shard that was committed, open for reading; a context manager.
+
+    Raises:
+        StoreError: it cannot be opened.
+        ChecksumError: it is not the file that was committed.
+        FormatError: its index points outside it.
+
+    """
+
+    def __init__(self, path: Path, array: ArraySpec, layout: Layout, record: ShardRecord) -> None:
+        self._fd = -1
+        self.path = path
+        self._array = array
+        self._chunk_rows = layout.chunk_rows(array)
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise StoreError(f"{path} was committed and cannot be opened: {error.strerror}") from error
+        try:
+            self._index = self._read_index(layout.block_rows // self._chunk_rows, record)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def chunk(self, i: int) -> NDArray[np.uint8]:
+        """Return the decoded bytes of inner chunk `i`, checked."""
+        offset, n_bytes = self._extent(i)
+        data = unsealed(self._read(offset, n_bytes))
+        if data is None:
+            raise ChecksumError(
+                f"inner chunk {i} of {self.path} is damaged: its bytes do not give its CRC-32C"
+            )
+        decoded = self._array.encoding.decode(data, self._chunk_rows * self._array.row_bytes)
+        return np.frombuffer(decoded, np.uint8)
+
+    def window(self, i: int, start: int, stop: int) -> bytes:
+        """Return bytes `start:stop` of inner chunk `i` of an array without a codec, *unchecked*."""
+        offset, n_bytes = self._extent(i)
+        if not 0 <= start <= stop <= n_bytes - CRC_BYTES:
+            raise FormatError(f"inner chunk {i} of {self.path} is shorter than its rows")
+        return self._read(offset + start, stop - start)
+
+    def _read_index(self, n_chunks: int, record: ShardRecord) -> NDArray[np.uint64]:
+        size = os.fstat(self._fd).st_size
+        if size != record.n_bytes:
+            raise ChecksumError(f"{self.path} has {size} bytes; {record.n_bytes} were committed")
+        index_bytes = n_chunks * 16
+        index = unsealed(self._read(size - index_bytes - CRC_BYTES, index_bytes + CRC_BYTES))
+        if index is None or crc32c(index) != record.index_crc:
+            raise ChecksumError(f"the index of {self.path} is damaged")
+        return np.frombuffer(index, "<u8").reshape(n_chunks, 2)
+
+    def _extent(self, i: int) -> tuple[int, int]:
+        offset, n_bytes = (int(n) for n in self._index[i])
+        if offset == _MISSING:
+            raise FormatError(f"inner chunk {i} of {self.path} is missing")
+        return offset, n_bytes
+
+    def _read(self, offset: int, n_bytes: int) -> bytes:
+        if offset < 0 or n_bytes < 0:
+            raise FormatError(f"{self.path} is too short")
+        data = os.pread(self._fd, n_bytes, offset)
+        while len(data) < n_bytes:
+            more = os.pread(self._fd, n_bytes - len(data), offset + len(data))
+            if not more:
+                raise FormatError(f"{self.path} ends at byte {offset + len(data)}, inside a chunk")
+            data += more
+        return data

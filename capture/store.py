@@ -1,0 +1,428 @@
+"""The writing side of a store: made whole in one rename, then committed block by block.
+
+What the files mean is written in FORMAT.md. The store's folder appears under its name with all of its
+metadata at once, because it is made beside it and renamed: of several processes that make the same store,
+one wins and the others find it made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checksum import sealed, unsealed
+from .dtypes import dtype_name, fill_value, named_dtype
+from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, StoreNotFoundError
+from .files import PART, publish, sync_folder, write_file
+from .layout import ArraySpec, Layout
+from .shard import ShardRecord
+
+Json = dict[str, Any]
+
+#: The version of FORMAT.md that this code writes, and the newest that it reads.
+FORMAT_VERSION = 1
+COMMITS = "commits"
+_ATTRIBUTE = "layertap"
+_RECORD_FIELDS = ("bytes", "index_crc32c", "nan", "inf")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the store's root says of it: all that is needed to read and to draw it."""
+
+    layout: Layout
+    """Its arrays."""
+    n_rows: int | None
+    """Rows of the data set; None while a loop of the user's own has not ended."""
+    facts: Json
+    """Model, data, classes, preprocessing, versions, and what is known of each tap beside its array."""
+
+    def to_json(self) -> Json:
+        """Return the value of the root's attribute `layertap`."""
+        about = self.facts["taps"]
+        return {
+            "format": FORMAT_VERSION,
+            "rows": self.n_rows,
+            "step_rows": self.layout.step_rows,
+            "block_rows": self.layout.block_rows,
+            "commits": COMMITS,
+            "taps": [_array_json(tap) | about[tap.name] for tap in self.layout.taps],
+            "columns": [_array_json(column) for column in self.layout.columns],
+            **{key: value for key, value in self.facts.items() if key != "taps"},
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> Manifest:
+        """Read what `to_json` returned.
+
+        Raises:
+            FormatError: it is of a newer format, or not of this form.
+
+        """
+        version = data.get("format") if isinstance(data, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise FormatError("its attribute 'layertap' names no format")
+        if version > FORMAT_VERSION:
+            raise FormatError(
+                f"it has format {version}; this version of layertap reads up to {FORMAT_VERSION}. "
+                "Upgrade with: pip install --upgrade layertap"
+            )
+        try:
+            layout = Layout(
+                tuple(_array_from_json(tap) for tap in data["taps"]),
+                tuple(_array_from_json(column) for column in data["columns"]),
+                int(data["step_rows"]),
+                int(data["block_rows"]),
+            )
+            own = set(_array_json(layout.arrays[0])) - {"layer"}
+            facts = {
+                key: value
+                for key, value in data.items()
+                if key not in ("format", "rows", "step_rows", "block_rows", "commits", "columns")
+            }
+            facts["taps"] = {
+                tap["name"]: {key: value for key, value in tap.items() if key not in own}
+                for tap in data["taps"]
+            }
+            n_rows = None if data["rows"] is None else int(data["rows"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FormatError(f"its attribute 'layertap' is not of format {version}: {error!r}") from error
+        if layout.step_rows < 1 or layout.block_rows < 1 or layout.block_rows % layout.step_rows:
+            raise FormatError("its blocks are not a whole number of steps")
+        return cls(layout, n_rows, facts)
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of a store whose rows are known."""
+        return -(-(self.n_rows or 0) // self.layout.block_rows)
+
+    def rows_of(self, block: int) -> int:
+        """Return the rows that `block` should hold."""
+        if self.n_rows is None:
+            return self.layout.block_rows
+        return min(self.layout.block_rows, self.n_rows - block * self.layout.block_rows)
+
+
+class StoreWriter:
+    """A store that blocks are committed to.
+
+    Safe to use from many threads and processes as long as no block is written by two of them.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest, overwrite: bool = False) -> StoreWriter:
+        """Make an empty store at `path`.
+
+        Raises:
+            StoreExistsError: something is there already, and `overwrite` is false.
+            StoreError: the folder cannot be made.
+
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+        except OSError as error:
+            raise StoreError(f"cannot make a store in {path.parent}: {error.strerror}") from error
+        try:
+            made.chmod(0o777 & ~_umask())
+            _write_metadata(made, manifest)
+            if overwrite and path.exists():
+                remove_store(path)
+            try:
+                os.rename(made, path)
+            except OSError as error:
+                raise StoreExistsError(f"{path} exists already") from error
+            sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return cls(path, manifest)
+
+    def array_folder(self, array: ArraySpec) -> Path:
+        """Return the folder that holds the shards of `array`."""
+        return self.path / array.path
+
+    def shard_path(self, array: ArraySpec, block: int) -> Path:
+        """Return the final name of the shard that holds `block` of `array`."""
+        return self.path / array.path / shard_name(block, len(array.dims))
+
+    def commit(self, block: int, n_rows: int, records: Sequence[ShardRecord]) -> None:
+        """Give the durable shards of `block` their names, then record it, all or nothing."""
+        for array in self.manifest.layout.arrays:
+            publish(self.shard_path(array, block))
+        for array in self.manifest.layout.arrays:
+            sync_folder(self.array_folder(array))
+        write_file(commit_path(self.path, block), encode_record(n_rows, records))
+
+    def close_rows(self, n_rows: int) -> None:
+        """Write the number of rows of a store that was made without it."""
+        self.manifest = replace(self.manifest, n_rows=n_rows)
+        for name, text in _metadata_files(self.manifest).items():
+            if name != "zarr.json":
+                write_file(self.path / name, text)
+        write_file(self.path / "zarr.json", _metadata_files(self.manifest)["zarr.json"])
+
+
+def check_removable(path: Path) -> None:
+    """Refuse to overwrite what is not a store, nor an empty folder.
+
+    Raises:
+        StoreExistsError: with the path; it is left as it is.
+
+    """
+    if path.is_dir() and not path.is_symlink():
+        if not any(path.iterdir()):
+            return
+        try:
+            has_attribute = _ATTRIBUTE in json.loads((path / "zarr.json").read_bytes())["attributes"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            has_attribute = False
+        if has_attribute:
+            return
+    raise StoreExistsError(
+        f"{path} exists and is not a layertap store, so it is not overwritten; choose another name"
+    )
+
+
+def remove_store(path: Path) -> None:
+    """Remove the store at `path`.
+
+    Raises:
+        StoreExistsError: what is there is not a store; it is left as it is.
+
+    """
+    check_removable(path)
+    doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+    os.rename(path, doomed / "store")
+    shutil.rmtree(doomed)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the store at `path`.
+
+    Raises:
+        StoreNotFoundError: nothing is there.
+        FormatError: it is not a store, or one of a newer format.
+
+    """
+    if not path.exists():
+        raise StoreNotFoundError(f"there is no store at {path}")
+    root = path / "zarr.json"
+    if not root.is_file():
+        raise FormatError(f"{path} is not a layertap store: it has no zarr.json")
+    try:
+        attributes = json.loads(root.read_bytes())["attributes"][_ATTRIBUTE]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise FormatError(
+            f"{path} is not a layertap store: its zarr.json has no attribute 'layertap'"
+        ) from None
+    try:
+        return Manifest.from_json(attributes)
+    except FormatError as error:
+        raise FormatError(f"{path} cannot be read: {error}") from error
+
+
+def plan_differences(existing: Json, planned: Json) -> list[str]:
+    """Return a line for each thing that makes two manifests two plans.
+
+    What cannot change a value (versions, names, the memory that shapes blocks) makes no difference.
+    """
+    lines = []
+    for key in ("rows", "step_rows", "classes", "preprocess"):
+        if existing.get(key) != planned.get(key):
+            lines.append(f"{_MEANING.get(key, key)}: {existing.get(key)} there, {planned.get(key)} now")
+    for group, key in (
+        ("model", "backend"),
+        ("model", "type"),
+        ("model", "weights"),
+        ("data", "fingerprint"),
+    ):
+        was, now = (m.get(group, {}).get(key) for m in (existing, planned))
+        if was != now:
+            lines.append(f"{_MEANING.get(key, key)}: {was} there, {now} now")
+    for group in ("taps", "columns"):
+        was, now = ({a["name"]: a for a in m[group]} for m in (existing, planned))
+        for name in [*was, *(n for n in now if n not in was)]:
+            if name not in now or name not in was:
+                lines.append(f"{group[:-1]} {name}: {'there' if name in was else 'now'} alone")
+                continue
+            lines += [
+                f"{group[:-1]} {name}: {field} {was[name][field]} there, {now[name][field]} now"
+                for field in ("shape", "dtype", "codec")
+                if was[name][field] != now[name][field]
+            ]
+    return lines
+
+
+_MEANING = {
+    "rows": "rows of the data set",
+    "step_rows": "batch size",
+    "type": "model",
+    "weights": "weights of the model (fingerprint)",
+    "fingerprint": "data (fingerprint)",
+}
+
+
+def committed_blocks(path: Path) -> set[int]:
+    """Return the numbers of the blocks that have a commit record."""
+    blocks = set()
+    with os.scandir(path / COMMITS) as entries:
+        for entry in entries:
+            kind, *numbers = entry.name.split(".")
+            if kind == "c" and len(numbers) == 2 and all(n.isdecimal() for n in numbers):
+                blocks.add(int(numbers[0]))
+    return blocks
+
+
+def shard_name(block: int, n_dims: int) -> str:
+    """Return the chunk key of a block, as Zarr's default encoding with `.` gives it."""
+    return ".".join(["c", str(block)] + ["0"] * (n_dims - 1))
+
+
+def commit_path(path: Path, block: int) -> Path:
+    """Return where the record of `block` is: itself a chunk of the array `commits`."""
+    return path / COMMITS / shard_name(block, 2)
+
+
+def encode_record(n_rows: int, records: Sequence[ShardRecord]) -> bytes:
+    """Return a commit record: little-endian uint64, then their CRC-32C."""
+    values = [n_rows]
+    for record in records:
+        values += [record.n_bytes, record.index_crc, record.n_nan, record.n_inf]
+    return sealed(np.array(values, "<u8").tobytes())
+
+
+def read_record(path: Path, block: int, n_arrays: int) -> tuple[int, tuple[ShardRecord, ...]]:
+    """Read the commit record of `block`: its rows, and one record for each array.
+
+    Raises:
+        ChecksumError: it is damaged.
+
+    """
+    file = commit_path(path, block)
+    data = unsealed(file.read_bytes())
+    n_values = 1 + n_arrays * len(_RECORD_FIELDS)
+    if data is None or len(data) != 8 * n_values:
+        raise ChecksumError(f"the commit record {file} is damaged")
+    values: NDArray[np.uint64] = np.frombuffer(data, "<u8")
+    fields = values[1:].reshape(n_arrays, len(_RECORD_FIELDS)).tolist()
+    return int(values[0]), tuple(ShardRecord(*field) for field in fields)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _array_json(array: ArraySpec) -> Json:
+    return {
+        "name": array.name,
+        "path": array.path,
+        "dims": list(array.dims),
+        "shape": list(array.shape),
+        "dtype": dtype_name(array.dtype),
+        "codec": array.codec,
+    }
+
+
+def _array_from_json(data: Json) -> ArraySpec:
+    path = data["path"]
+    if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"{path!r} is no path inside the store")
+    return ArraySpec(
+        str(data["name"]),
+        path,
+        tuple(str(dim) for dim in data["dims"]),
+        tuple(int(size) for size in data["shape"]),
+        named_dtype(data["dtype"]),
+        str(data["codec"]),
+    )
+
+
+def _write_metadata(folder: Path, manifest: Manifest) -> None:
+    for name, text in _metadata_files(manifest).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_file(folder / name, text)
+
+
+def _metadata_files(manifest: Manifest) -> dict[str, bytes]:
+    """Return every zarr.json of a store by its name inside it, the root's last."""
+    files: dict[str, Json] = {}
+    layout = manifest.layout
+    for array in layout.arrays:
+        files[array.path] = _array_metadata(array, manifest)
+    files[COMMITS] = _commits_metadata(manifest)
+    groups = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+    for group in sorted(groups):
+        files[group] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    root = {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: manifest.to_json()}}
+    return {f"{name}/zarr.json": _dump(data) for name, data in files.items()} | {"zarr.json": _dump(root)}
+
+
+def _array_metadata(array: ArraySpec, manifest: Manifest) -> Json:
+    layout = manifest.layout
+    shape = [manifest.n_rows or 0, *array.shape]
+    inner = [_BYTES, *array.encoding.json(), _CRC]
+    sharding = {
+        "chunk_shape": [layout.chunk_rows(array), *array.shape],
+        "codecs": inner,
+        "index_codecs": [_BYTES, _CRC],
+        "index_location": "end",
+    }
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype_name(array.dtype),
+        "chunk_grid": _grid([layout.block_rows, *array.shape]),
+        "chunk_key_encoding": _KEYS,
+        "fill_value": fill_value(array.dtype),
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "dimension_names": list(array.dims),
+        "attributes": {},
+    }
+
+
+def _commits_metadata(manifest: Manifest) -> Json:
+    arrays = manifest.layout.arrays
+    fields = ["rows", *(f"{a.path}/{field}" for a in arrays for field in _RECORD_FIELDS)]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [manifest.n_blocks, len(fields)],
+        "data_type": "uint64",
+        "chunk_grid": _grid([1, len(fields)]),
+        "chunk_key_encoding": _KEYS,
+        "fill_value": 0,
+        "codecs": [_BYTES, _CRC],
+        "dimension_names": ["block", "field"],
+        "attributes": {"fields": fields},
+    }
+
+
+_BYTES: Json = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC: Json = {"name": "crc32c"}
+# One flat folder of files for each array: no folder is made while capturing.
+_KEYS: Json = {"name": "default", "configuration": {"separator": "."}}
+
+
+def _grid(shape: list[int]) -> Json:
+    return {"name": "regular", "configuration": {"chunk_shape": shape}}
+
+
+def _dump(data: Json) -> bytes:
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode()
