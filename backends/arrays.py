@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..capture.backend import Backend, Learned, Session, Sink
+from ..capture.backend import Backend, Learned, Session, Sink, Surveyed
+from ..capture.data import Batch
 from ..capture.dtypes import DTYPES
 from ..capture.errors import CaptureError
 from ..capture.layout import Layout, array_view
@@ -39,6 +40,16 @@ class ArraysBackend(Backend):
     def session(self, model: Any, layers: Patterns) -> Session:
         """Choose among the keys of the dict that `model` will return."""
         return ArraysSession(model, layers)
+
+    def survey(self, model: Any, batch: Batch) -> list[Surveyed]:
+        """Call the function once."""
+        output = model(*batch.inputs, **batch.kwargs)
+        found = []
+        for key, value in _checked(output).items():
+            leaves = [(TapName(str(key), 1, p), _to_numpy(leaf)) for p, leaf in flatten(value, _is_array)]
+            outputs = tuple((tap, array.shape, str(array.dtype)) for tap, array in leaves)
+            found.append(Surveyed(Layer(str(key), ("array",)), 1, outputs))
+        return found
 
 
 class ArraysSession(Session):
@@ -71,9 +82,7 @@ class ArraysSession(Session):
             return self._function(*inputs, **kwargs)
         n_rows = _batch_rows((*inputs, *kwargs.values()))
         pieces = self._sink.begin(n_rows)
-        output = self._function(*inputs, **kwargs)
-        if not isinstance(output, dict):
-            raise CaptureError(f"the function returned a {type(output).__name__}, not a dict of arrays")
+        output = _checked(self._function(*inputs, **kwargs))
         if pieces is None:
             self._learn(output, n_rows)
         elif pieces:
@@ -147,6 +156,12 @@ class ArraysSession(Session):
             view = array_view(self._layout, i, piece.slab.memory)
             with np.errstate(over="ignore"):  # a cast that overflows stores an infinity, which is counted
                 np.copyto(view[piece.rows], array[piece.batch], casting="unsafe")
+
+
+def _checked(output: Any) -> dict[Any, Any]:
+    if not isinstance(output, dict):
+        raise CaptureError(f"the function returned a {type(output).__name__}, not a dict of arrays")
+    return output
 
 
 def _is_array(value: Any) -> bool:

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..capture.backend import Backend, Json, Learned, Session, Sink
+from ..capture.backend import Backend, Json, Learned, Session, Sink, Surveyed
 from ..capture.checksum import crc32c
-from ..capture.data import Batch, Preprocess, SampleSource, Source, prefetched
+from ..capture.data import Batch, Preprocess, SampleSource, Source
 from ..capture.dtypes import BFLOAT16, DType, dtype_name
-from ..capture.errors import CaptureError, DataError
+from ..capture.errors import CaptureError, DataError, PlanError
 from ..capture.layout import Layout
 from ..capture.pipeline import Memory, Piece, Slab
 from ..capture.taps import ROOT, Choice, Layer, Path, Patterns, TapName, flatten, follow, select
@@ -72,21 +72,60 @@ class TorchBackend(Backend):
             "weights": _fingerprint(model),
         }
 
-    def source(self, data: Any) -> Source | None:
-        """Return a source for a torch `Dataset`; the normalisation is read from its transform."""
+    def source(self, data: Any) -> Source:
+        """Return a source; the normalisation of a torch `Dataset` is read from its transform."""
         if isinstance(data, torch.utils.data.IterableDataset):
             raise DataError(
                 "an IterableDataset has no indices, so its rows cannot be shared out or resumed; use record() "
                 "with a loop of your own"
             )
-        if not isinstance(data, torch.utils.data.Dataset):
-            return None
-        return TorchSource(data, preprocess=_normalisation(getattr(data, "transform", None)))
+        if isinstance(data, torch.utils.data.Dataset):
+            return TorchSource(data, preprocess=_normalisation(getattr(data, "transform", None)))
+        return super().source(data)
+
+    def place(self, model: Any, device: str | None) -> Any:
+        """Move `model` to `device`, by default to CUDA where there is some."""
+        try:
+            return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except (RuntimeError, AssertionError) as error:
+            raise PlanError(f"the model cannot be moved to {device!r}: {error}") from error
+
+    def survey(self, model: Any, batch: Batch) -> list[Surveyed]:
+        """Run `model` once, in evaluation mode, and note every module's outputs."""
+        layers = self.layers(model)
+        session = TorchSession(model, [])
+        notes: dict[str, list[Any]] = {layer.name: [] for layer in layers}
+
+        def note(name: str, output: Any) -> None:
+            call = len(notes[name]) + 1
+            leaves = flatten(output, lambda value: isinstance(value, Tensor))
+            notes[name].append(
+                [
+                    (TapName(name, call, p), tuple(t.shape), str(t.dtype).removeprefix("torch."))
+                    for p, t in leaves
+                ]
+            )
+
+        handles = [
+            layer.module.register_forward_hook(lambda m, args, output, name=layer.name: note(name, output))
+            for layer in layers
+        ]
+        try:
+            with session.inference():
+                session.forward(batch.inputs, batch.kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [
+            Surveyed(layer, len(calls), tuple(tap for call in calls for tap in call))
+            for layer in layers
+            for calls in [notes[layer.name]]
+        ]
 
     def batches(self, source: Source, steps: Sequence[range], workers: int) -> Iterator[Batch]:
         """Yield batches; a torch `Dataset` is read by a `DataLoader`, with worker processes if asked."""
         if not isinstance(source, TorchSource) or workers < 1:
-            yield from prefetched(source, steps, workers if not isinstance(source, TorchSource) else 0)
+            yield from super().batches(source, steps, workers)
             return
         loader = torch.utils.data.DataLoader(
             source.samples,

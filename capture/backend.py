@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import Batch, Source, prefetched
+from .data import Batch, Source, as_source, prefetched
 from .dtypes import DType
 from .errors import MissingPackageError, PlanError, SelectionError
 from .layout import Layout
@@ -57,6 +57,18 @@ class Learned:
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What one forward showed of one layer."""
+
+    layer: Layer
+    """The layer."""
+    calls: int
+    """How often it was called."""
+    outputs: tuple[tuple[TapName, tuple[int, ...], str], ...]
+    """Taps of its calls, with the shape of the whole batch and the element type."""
 
 
 class Sink(Protocol):
@@ -166,9 +178,29 @@ class Backend(ABC):
         """Yield the batch of each step, in order."""
         return prefetched(source, steps, workers)
 
-    def source(self, data: Any) -> Source | None:
-        """Return a source for data in the framework's own form, or None."""
-        return None
+    def source(self, data: Any) -> Source:
+        """Return a source for `data`; a backend adds its framework's own kinds of data set.
+
+        Raises:
+            DataError: it cannot be read by index.
+
+        """
+        return as_source(data)
+
+    def place(self, model: Any, device: str | None) -> Any:
+        """Return `model` on `device`; None: on the fastest that there is.
+
+        Raises:
+            PlanError: there is no such device.
+
+        """
+        if device not in (None, "cpu"):
+            raise PlanError(f"the backend {self.name!r} has no device {device!r}")
+        return model
+
+    @abstractmethod
+    def survey(self, model: Any, batch: Batch) -> list[Surveyed]:
+        """Run `model` once and return what can be captured, in the order of the model."""
 
 
 def backend_named(name: str) -> Backend:

@@ -178,9 +178,12 @@ class Run:
         return sum(s.n_bytes for block in self._blocks for s in self.record(block)[1])
 
     def zarr(self) -> Any:
-        """Return the store as a read-only `zarr.Group`."""
+        """Return the store as a read-only `zarr.Group`; its bfloat16 arrays open too from then on."""
         import zarr
 
+        from . import bfloat16
+
+        bfloat16.register()
         return zarr.open_group(self.path, mode="r")
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from .backend import backend_for, backend_named
-from .data import Preprocess, as_source
+from .data import Preprocess
 from .errors import PlanError
-from .pipeline import Stages
 from .plan import DEFAULT_MEMORY, Settings
+from .progress import Progress
 from .reader import Run, open_run
 from .recorder import Facts, PathLike, Recorder
 from .store import Manifest
@@ -94,8 +94,8 @@ def record_dataset(
     overwrite: bool = False,
     backend: str | None = None,
     writers: int | None = None,
-    on_commit: Callable[[Stages], None] | None = None,
-    on_plan: Callable[[Manifest, float], None] | None = None,
+    progress: bool = False,
+    on_plan: Callable[[Manifest, int], None] | None = None,
 ) -> Run:
     """Run `model` over a whole data set and capture `layers`, together with labels, predictions and pictures.
 
@@ -122,8 +122,9 @@ def record_dataset(
         overwrite: replace a store that is there.
         backend: name of the backend, where it does not follow from the model.
         writers: writer threads.
-        on_commit: called after each committed block, from a writer thread.
-        on_plan: called once with the manifest and the share of blocks that is done, before the capture.
+        progress: show a bar with rows, rate, bytes, the slowest stage and the time left.
+        on_plan: called once, with the manifest and the rows that are committed already, when the first batch
+            has shown what there is and before anything is written.
 
     Returns:
         The finished store, open for reading.
@@ -137,10 +138,9 @@ def record_dataset(
     chosen = backend_named(backend) if backend else backend_for(model)
     if batch_size < 1:
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
-    preprocess = Preprocess(_floats(mean), _floats(std)) if mean or std else None
-    source = chosen.source(data) or as_source(data, preprocess)
-    if preprocess is not None:
-        source.preprocess = replace(source.preprocess, mean=preprocess.mean, std=preprocess.std)
+    source = chosen.source(data)
+    if mean is not None or std is not None:
+        source.preprocess = replace(source.preprocess, mean=_floats(mean), std=_floats(std))
     recorder = Recorder(
         model,
         path,
@@ -157,7 +157,7 @@ def record_dataset(
         n_rows=source.n_rows,
         batch_size=batch_size,
         overwrite=overwrite,
-        on_commit=on_commit,
+        progress=Progress(source.n_rows) if progress else None,
         on_plan=on_plan,
     )
     with recorder:

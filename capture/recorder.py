@@ -27,6 +27,7 @@ from .journal import StoreLock, versions, write_log
 from .layout import array_view
 from .pipeline import Piece, Pipeline, Stages
 from .plan import Settings, check_space, plan_layout, slots_of, store_bytes, tap_array
+from .progress import Progress
 from .store import (
     Json,
     Manifest,
@@ -77,8 +78,8 @@ class Recorder:
         n_rows: int | None = None,
         batch_size: int | None = None,
         overwrite: bool = False,
-        on_commit: Callable[[Stages], None] | None = None,
-        on_plan: Callable[[Manifest, float], None] | None = None,
+        progress: Progress | None = None,
+        on_plan: Callable[[Manifest, int], None] | None = None,
     ) -> None:
         self.path = Path(path)
         #: Rows that have passed so far, those that were committed by an earlier run included.
@@ -88,7 +89,7 @@ class Recorder:
         self._backend, self._model, self._layers = backend, model, layers
         self._settings, self._facts = settings, facts
         self._n_rows, self._batch_size, self._overwrite = n_rows, batch_size, overwrite
-        self._on_commit, self._on_plan = on_commit, on_plan
+        self._progress, self._on_plan = progress, on_plan
         self._session: Session | None = None
         self._pipeline: Pipeline | None = None
         self._existing: Manifest | None = None
@@ -130,7 +131,7 @@ class Recorder:
 
     @property
     def committed_rows(self) -> int:
-        """Rows from the start on that need not be run again: a loop may skip them with `skip`."""
+        """Rows from the start on that need not be run again; a loop may go on there with `seek`."""
         n_blocks = 0
         while n_blocks in self._done:
             n_blocks += 1
@@ -288,7 +289,7 @@ class Recorder:
             self.finished = manifest.n_rows is not None and len(self._done) >= manifest.n_blocks
             store = StoreWriter(self.path, manifest)
         if self._on_plan is not None:
-            self._on_plan(manifest, len(self._done) / max(1, manifest.n_blocks))
+            self._on_plan(manifest, sum(manifest.rows_of(block) for block in self._done))
         if self.finished:
             return
         n_slots = slots_of(manifest.layout, self._settings)
@@ -298,12 +299,14 @@ class Recorder:
             store = StoreWriter.create(self.path, manifest, self._overwrite)
             self._created = True
         self._lock = StoreLock(self.path)
+        if self._progress is not None:
+            self._progress.start(sum(manifest.rows_of(block) for block in self._done))
         pipeline = Pipeline(
             store,
             self._done,
             n_slots=n_slots,
             n_writers=self._settings.n_writers,
-            on_commit=self._on_commit,
+            on_commit=self._progress.show if self._progress else None,
         )
         self._pipeline = pipeline
         session.prepare(manifest.layout, pipeline.memory, pipeline.slabs)
@@ -397,20 +400,28 @@ class Recorder:
 
     def _release(self, failed: bool) -> None:
         """Let go of model, threads and lock on every way out; leave nothing half-made."""
-        if self._session is not None:
-            self._session.detach()
-        pipeline = self._pipeline
         try:
-            if pipeline is not None:
-                pipeline.close(failed=failed)
-                if not failed and self._n_rows is None:
-                    pipeline.store.close_rows(self.row)
-                write_log(self.path, self._started, pipeline.stages, failed)
+            try:
+                if self._session is not None:
+                    self._session.detach()
+            finally:
+                self._close_pipeline(failed)
         except BaseException:
             failed = True
             raise
         finally:
+            if self._progress is not None:
+                self._progress.stop()
             if self._lock is not None:
                 self._lock.release()
             if failed and self._created and not committed_blocks(self.path):
                 remove_store(self.path)
+
+    def _close_pipeline(self, failed: bool) -> None:
+        pipeline = self._pipeline
+        if pipeline is None:
+            return
+        pipeline.close(failed=failed)
+        if not failed and self._n_rows is None:
+            pipeline.store.close_rows(self.row)
+        write_log(self.path, self._started, pipeline.stages, failed)

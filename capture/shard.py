@@ -106,14 +106,17 @@ def _encoded(array: ArraySpec, pieces: list[memoryview], n_bytes: int) -> list[B
 
 def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, int]:
     """Return how many values are NaN and how many are infinite, at one cheap pass where none is."""
-    mask = EXPONENT_BITS.get(dtype)
-    if mask is None:
+    exponent = EXPONENT_BITS.get(dtype)
+    if exponent is None:
         return 0, 0
     n_nan = n_inf = 0
-    unsigned = np.dtype(f"u{dtype.itemsize}")
+    # As integers, all that is not finite lies above everything finite of its sign: two reductions without a
+    # temporary tell whether there is any, several times faster than isfinite().
+    sign = 1 << (8 * dtype.itemsize - 1)
+    signed, unsigned = np.dtype(f"i{dtype.itemsize}"), np.dtype(f"u{dtype.itemsize}")
     for piece in pieces:
-        exponents = np.frombuffer(piece, unsigned) & unsigned.type(mask)
-        if exponents.size and exponents.max() == mask:
+        highest = np.frombuffer(piece, signed).max(initial=0)
+        if highest >= exponent or np.frombuffer(piece, unsigned).max(initial=0) >= sign | exponent:
             values = np.frombuffer(piece, dtype)
             n_nan += int(np.count_nonzero(np.isnan(values)))
             n_inf += int(np.count_nonzero(np.isinf(values)))

@@ -361,16 +361,27 @@ def _write_metadata(folder: Path, manifest: Manifest) -> None:
 
 def _metadata_files(manifest: Manifest) -> dict[str, bytes]:
     """Return every zarr.json of a store by its name inside it, the root's last."""
-    files: dict[str, Json] = {}
-    layout = manifest.layout
-    for array in layout.arrays:
-        files[array.path] = _array_metadata(array, manifest)
+    files = {array.path: _array_metadata(array, manifest) for array in manifest.layout.arrays}
     files[COMMITS] = _commits_metadata(manifest)
-    groups = {str(parent) for name in files for parent in Path(name).parents} - {"."}
-    for group in sorted(groups):
-        files[group] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-    root = {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: manifest.to_json()}}
-    return {f"{name}/zarr.json": _dump(data) for name, data in files.items()} | {"zarr.json": _dump(root)}
+    groups = sorted({str(parent) for name in files for parent in Path(name).parents}, reverse=True)
+    arrays = dict(files)
+    for group in groups:
+        prefix = "" if group == "." else f"{group}/"
+        inside = {name.removeprefix(prefix): data for name, data in files.items() if name.startswith(prefix)}
+        attributes = {_ATTRIBUTE: manifest.to_json()} if group == "." else {}
+        files[group] = _group_metadata(attributes)
+        arrays[group] = files[group] | {"consolidated_metadata": _consolidated(inside)}
+    root = arrays.pop(".")
+    return {f"{name}/zarr.json": _dump(data) for name, data in arrays.items()} | {"zarr.json": _dump(root)}
+
+
+def _group_metadata(attributes: Json) -> Json:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _consolidated(inside: dict[str, Json]) -> Json:
+    # Saves a reader, a remote one most of all, one request for each array; xarray warns where it is missing.
+    return {"kind": "inline", "must_understand": False, "metadata": dict(sorted(inside.items()))}
 
 
 def _array_metadata(array: ArraySpec, manifest: Manifest) -> Json:

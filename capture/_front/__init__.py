@@ -6,32 +6,54 @@
     run["layer1.1"][17, :9]
     lt.draw(run, "grid", rows=[17], layers=["conv1"], channels="top:9").save("frog.png")
 
-Importing this loads no framework and no plotting library.
+Importing this loads nothing else: each name brings its module when it is first used.
 """
 
-from layertap.capture.data import ArraySource, Batch, PictureFolder, Preprocess, SampleSource, Source
-from layertap.capture.errors import (
-    CaptureError,
-    ChecksumError,
-    DataError,
-    DrawError,
-    FormatError,
-    LayertapError,
-    MissingPackageError,
-    NoSpaceError,
-    PlanError,
-    SelectionError,
-    StoreError,
-    StoreExistsError,
-    StoreNotFoundError,
-)
-from layertap.capture.reader import Array, Run, Tap
-from layertap.capture.reader import open_run as open
-from layertap.capture.record import record, record_dataset
-from layertap.capture.recorder import Recorder
-from layertap.render import draw
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layertap.capture.data import ArraySource, Batch, PictureFolder, Preprocess, SampleSource, Source
+    from layertap.capture.errors import (
+        CaptureError,
+        ChecksumError,
+        DataError,
+        DrawError,
+        FormatError,
+        LayertapError,
+        MissingPackageError,
+        NoSpaceError,
+        PlanError,
+        SelectionError,
+        StoreError,
+        StoreExistsError,
+        StoreNotFoundError,
+    )
+    from layertap.capture.reader import Array, Run, Tap
+    from layertap.capture.reader import open_run as open
+    from layertap.capture.record import record, record_dataset
+    from layertap.capture.recorder import Recorder
+    from layertap.render import Picture, draw, draw_many
 
 __version__ = "0.1.0"
+
+_NAMES = {
+    "layertap.capture.data": (
+        *("ArraySource", "Batch", "PictureFolder", "Preprocess", "SampleSource", "Source"),
+    ),
+    "layertap.capture.errors": (
+        *("CaptureError", "ChecksumError", "DataError", "DrawError", "FormatError", "LayertapError"),
+        *("MissingPackageError", "NoSpaceError", "PlanError", "SelectionError", "StoreError"),
+        *("StoreExistsError", "StoreNotFoundError"),
+    ),
+    "layertap.capture.reader": ("Array", "Run", "Tap", "open"),
+    "layertap.capture.record": ("record", "record_dataset"),
+    "layertap.capture.recorder": ("Recorder",),
+    "layertap.render": ("Picture", "draw", "draw_many"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Array",
@@ -45,6 +67,7 @@ __all__ = [
     "LayertapError",
     "MissingPackageError",
     "NoSpaceError",
+    "Picture",
     "PictureFolder",
     "PlanError",
     "Preprocess",
@@ -58,7 +81,21 @@ __all__ = [
     "StoreNotFoundError",
     "Tap",
     "draw",
+    "draw_many",
     "open",
     "record",
     "record_dataset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'layertap' has no attribute {name!r}")
+    value = getattr(import_module(module), {"open": "open_run"}.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

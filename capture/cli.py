@@ -1,0 +1,337 @@
+"""The commands that capture and describe: thin over the public API."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from .errors import LayertapError, PlanError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def reports_errors(command: Command) -> Command:
+    """Turn layertap's errors into a message and exit code 1, without a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except LayertapError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run  # type: ignore[return-value]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> str:
+    """Return a table of text, its columns as wide as need be; those numbered in `right` are right-aligned."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join(lines)
+
+
+def input_options(command: Command) -> Command:
+    """Add what says how pictures become inputs."""
+    options = (
+        click.option("--mean", help="Mean for each channel in units of 0..1: 0.485,0.456,0.406."),
+        click.option("--std", help="Standard deviation for each channel, like --mean."),
+        click.option(
+            "--resize", type=int, help="Scale the shorter side to this many pixels, crop the middle."
+        ),
+        click.option(
+            "--crop", type=int, help="Side of the middle square to crop, where not that of --resize."
+        ),
+        click.option("--skip-bad", is_flag=True, help="Leave out pictures that do not decode."),
+        click.option("--device", help="cpu, cuda, cuda:1; by default CUDA where there is some."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model")
+@click.argument("data", required=False)
+@click.option("--size", default="3,224,224", show_default=True, help="Shape of one input, without DATA.")
+@input_options
+@reports_errors
+def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
+    r"""List what can be captured of a model.
+
+    MODEL is torchvision:NAME or file.py:factory. The model runs once, on two rows of DATA or on noise.
+
+    \b
+    layertap layers torchvision:resnet18
+    layertap layers model.py:build folder:pictures --resize 224
+    """
+    from .backend import backend_for
+    from .data import Batch
+    from .dtypes import named_dtype
+    from .plan import show_bytes
+    from .specs import load_model
+
+    loaded = load_model(model)
+    backend = backend_for(loaded.model)
+    network = backend.place(loaded.model, inputs.pop("device"))
+    if data is not None:
+        source = _source(data, backend, loaded.preprocess, **inputs)
+        batch = source.batch(range(min(2, source.n_rows)))
+    else:
+        import numpy as np
+
+        noise = np.random.default_rng(0).standard_normal((2, *_numbers(size, "--size", int)), np.float32)
+        batch = Batch(range(2), (noise,))
+    try:
+        found = backend.survey(network, batch)
+    except LayertapError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"{model} does not run on {'the first rows of ' + data if data else 'an input of shape ' + size}: "
+            f"{error}. Name DATA that fits it, or another --size"
+        ) from error
+    rows = []
+    for one in found:
+        if not one.outputs:
+            note = "no tensor" if one.calls else "not called"
+            rows.append((one.layer.name, one.layer.type, note, "", one.calls))
+        for tap, shape, dtype in one.outputs:
+            per_row = shape[1:]
+            n_bytes = named_dtype(dtype).itemsize
+            for n in per_row:
+                n_bytes *= n
+            text = " x ".join(map(str, per_row)) or "1"
+            rows.append((str(tap), one.layer.type, f"{text} {dtype}", show_bytes(n_bytes), one.calls))
+    click.echo(table(("name", "type", "output of one row", "bytes a row", "calls"), rows, right=(3, 4)))
+
+
+@click.command()
+@click.argument("model")
+@click.argument("data")
+@click.argument("store", type=click.Path())
+@click.option(
+    "--layers", "patterns", multiple=True, required=True, help="Names, globs, re:..., type:...; commas."
+)
+@click.option(
+    "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Rows of a forward."
+)
+@click.option("--dtype", help="Cast floating-point values: float16, bfloat16, float32.")
+@click.option("--codec", default="none", show_default=True, help="none, lz4 (bit-shuffled), zstd.")
+@click.option("--memory", default="512MiB", show_default=True, help="Host memory that the engine may hold.")
+@click.option("--workers", type=int, help="Threads or processes that load batches ahead.")
+@click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
+@input_options
+@reports_errors
+def capture(
+    model: str,
+    data: str,
+    store: str,
+    patterns: tuple[str, ...],
+    batch_size: int,
+    dtype: str | None,
+    codec: str,
+    memory: str,
+    workers: int | None,
+    overwrite: bool,
+    device: str | None,
+    **inputs: Any,
+) -> None:
+    r"""Capture layers of a model over a data set into a store.
+
+    MODEL is torchvision:NAME or file.py:factory. DATA is folder:PATH, torchvision:NAME?root=PATH, a .npy or
+    .npz file, or file.py:factory. A capture that was killed goes on when the same command is run again.
+
+    \b
+    layertap capture torchvision:resnet18 folder:pictures run.zarr --layers 'conv1,layer*.1' --resize 224
+    layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --dtype float16
+    """
+    from .backend import backend_for
+    from .record import record_dataset
+    from .specs import load_model
+
+    loaded = load_model(model)
+    backend = backend_for(loaded.model)
+    network = backend.place(loaded.model, device)
+    source = _source(data, backend, loaded.preprocess, **inputs)
+    if skipped := getattr(source, "skipped", None):
+        click.echo(f"left out {len(skipped)} pictures that do not decode: {', '.join(skipped[:5])}", err=True)
+    classes = loaded.classes if source.classes is None else None
+    run = record_dataset(
+        network,
+        source,
+        store,
+        split_patterns(patterns),
+        batch_size=batch_size,
+        workers=workers,
+        dtype=dtype,
+        codec=codec,
+        memory=memory,
+        classes=classes,
+        name=loaded.name,
+        overwrite=overwrite,
+        progress=True,
+        on_plan=lambda manifest, n_done: _announce(store, manifest, n_done, memory),
+    )
+    click.echo(_summary(run))
+
+
+@click.command()
+@click.argument("store", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
+@reports_errors
+def info(store: str, as_json: bool) -> None:
+    r"""Say what a store holds.
+
+    \b
+    layertap info run.zarr
+    """
+    from .plan import show_bytes
+    from .reader import open_run
+
+    run = open_run(store)
+    if as_json:
+        click.echo(json.dumps(run.info, indent=2, ensure_ascii=False))
+        return
+    model, data = run.info["model"], run.info["data"]
+    click.echo(f"{store}: {_state(run)}")
+    click.echo(f"model    {model.get('name')} ({model.get('type')}, {model.get('backend')})")
+    click.echo(f"data     {data.get('name', 'a loop of your own')}, {run.n_rows:,} rows")
+    if run.classes:
+        names = ", ".join(run.classes[:10]) + (", ..." if len(run.classes) > 10 else "")
+        click.echo(f"classes  {len(run.classes)}: {names}")
+    if run.mean or run.std:
+        click.echo(f"input    (x - {list(run.mean or ())}) / {list(run.std or ())}")
+    click.echo(f"columns  {', '.join(run.rows) or 'none'}")
+    click.echo(f"on disk  {show_bytes(run.n_bytes)}")
+    click.echo()
+    click.echo(
+        _tap_table(
+            [
+                (t.name, t.type, t.shape[1:], t.dtype, run.info["taps"][i]["codec"])
+                for i, t in enumerate(run.taps.values())
+            ]
+        )
+    )
+    click.echo()
+    click.echo(_summary(run))
+
+
+def split_patterns(patterns: Sequence[str]) -> list[str]:
+    """Split lists at commas; a regular expression keeps its own."""
+    split = []
+    for pattern in patterns:
+        parts = [pattern] if pattern.startswith("re:") else pattern.split(",")
+        split += [part.strip() for part in parts if part.strip()]
+    return split
+
+
+def _source(
+    data: str,
+    backend: Any,
+    preprocess: Any,
+    *,
+    mean: str | None,
+    std: str | None,
+    resize: int | None,
+    crop: int | None,
+    skip_bad: bool,
+) -> Any:
+    from dataclasses import replace
+
+    from .data import Preprocess
+    from .specs import load_data
+
+    said = {
+        "mean": _numbers(mean, "--mean", float) if mean else None,
+        "std": _numbers(std, "--std", float) if std else None,
+        "resize": resize,
+        "crop": crop,
+    }
+    said = {key: value for key, value in said.items() if value is not None}
+    chosen = replace(preprocess or Preprocess(), **said)
+    source = backend.source(load_data(data, chosen, skip_bad=skip_bad))
+    # A model's own preprocessing gives way to one that the data set's transform has done already.
+    base = source.preprocess if source.preprocess != Preprocess() else chosen
+    source.preprocess = replace(base, **said)
+    return source
+
+
+def _numbers(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise PlanError(f"{option} takes numbers with commas between them; it got {text!r}") from None
+
+
+def _announce(store: str, manifest: Any, n_done: int, memory: str) -> None:
+    from pathlib import Path
+
+    from .plan import free_bytes, show_bytes, store_bytes
+
+    layout = manifest.layout
+    about = manifest.facts["taps"]
+    rows = [(t.name, about[t.name]["type"], t.shape, t.dtype, t.codec) for t in layout.taps]
+    click.echo(_tap_table(rows), err=True)
+    click.echo(err=True)
+    if n_done == manifest.n_rows:
+        click.echo(f"{store} is complete already; nothing is changed", err=True)
+        return
+    total = store_bytes(layout, manifest.n_rows)
+    most = "up to " if any(tap.codec != "none" for tap in layout.taps) else ""
+    click.echo(
+        f"{manifest.n_rows:,} rows: writes {most}{show_bytes(total)}; {show_bytes(free_bytes(Path(store)))} free. "
+        f"Blocks of {layout.block_rows} rows ({show_bytes(layout.block_bytes)}) in {memory} of memory.",
+        err=True,
+    )
+    if n_done:
+        click.echo(f"goes on after {n_done:,} rows that are committed", err=True)
+    sys.stderr.flush()
+
+
+def _tap_table(taps: Sequence[tuple[str, str, tuple[int, ...], Any, str]]) -> str:
+    from .plan import show_bytes
+
+    rows = []
+    for name, kind, shape, dtype, codec in taps:
+        n_bytes = dtype.itemsize
+        for size in shape:
+            n_bytes *= size
+        rows.append((name, kind, " x ".join(map(str, shape)) or "1", dtype, show_bytes(n_bytes), codec))
+    return table(("tap", "type", "row", "dtype", "bytes a row", "codec"), rows, right=(4,))
+
+
+def _state(run: Any) -> str:
+    if run.complete:
+        return "complete"
+    return (
+        f"unfinished, {int(run.committed().sum()):,} rows are captured; run the same capture again to go on"
+    )
+
+
+def _summary(run: Any) -> str:
+    """Return what is worth knowing of a store at a glance."""
+    import numpy as np
+
+    lines = [f"{run.path}: {run.n_rows:,} rows x {len(run.taps)} taps, {_state(run)}"]
+    if "label" in run.rows and "prediction" in run.rows and run.committed().any():
+        done = run.committed()
+        right = np.asarray(run.rows["label"][done]) == np.asarray(run.rows["prediction"][done])
+        lines.append(f"accuracy {100 * right.mean():.1f} % ({int(right.sum()):,} of {right.size:,})")
+    for name, counts in run.stats.items():
+        if any(counts.values()):
+            lines.append(
+                f"{name}: {counts['nan']:,} NaN and {counts['inf']:,} infinite values, stored as they are"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""The progress bar of a capture, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+from .pipeline import Stages
+from .plan import show_bytes
+
+
+class Progress:
+    """Rows, rate, bytes, the slowest stage and the time left; nothing where there is no terminal."""
+
+    def __init__(self, n_rows: int) -> None:
+        self._n_rows = n_rows
+        self._lock = threading.Lock()
+        self._bar: Any = None
+        self._shown = 0
+        self._started = 0.0
+
+    def start(self, n_done: int) -> None:
+        """Begin, with `n_done` rows committed by an earlier run."""
+        import click
+
+        self._started = time.perf_counter()
+        # What was done before counts for nothing in the rate, so the bar is one of what is left.
+        self._bar = click.progressbar(
+            length=self._n_rows - n_done,
+            label="capturing",
+            show_pos=True,
+            item_show_func=lambda item: item,
+            file=sys.stderr,
+            width=24,
+        )
+        self._bar.render_progress()
+
+    def show(self, stages: Stages) -> None:
+        """Show the state after a commit; called by any writer thread."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        text = (
+            f"{stages.n_rows / seconds:,.0f} rows/s  {show_bytes(stages.n_bytes)} at "
+            f"{show_bytes(stages.n_bytes / seconds)}/s  slowest: {stages.slowest()}"
+        )
+        with self._lock:
+            if stages.n_rows > self._shown:
+                self._bar.update(stages.n_rows - self._shown, text)
+                self._shown = stages.n_rows
+
+    def stop(self) -> None:
+        """End the line."""
+        if self._bar is not None:
+            self._bar.render_finish()
+            self._bar = None

@@ -1,0 +1,163 @@
+"""What MODEL and DATA mean on the command line.
+
+    MODEL   torchvision:resnet18[?weights=DEFAULT&num_classes=10]   file.py:factory
+    DATA    folder:PATH (or a folder's path)   torchvision:CIFAR10?root=PATH   file.npy   file.npz
+            file.py:factory
+
+A factory is called without arguments. One for a model returns it; one for data returns what
+`record_dataset` takes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from .data import ArraySource, PictureFolder, Preprocess, Source
+from .errors import DataError, FormatError, MissingPackageError, SelectionError, StoreNotFoundError
+
+#: Prefix -> module with `load_model(name, options)` and `load_data(name, options)`, and its extra.
+COLLECTIONS = {"torchvision": ("layertap.backends.torchvision", "torch")}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what belongs to it."""
+
+    model: Any
+    """The framework's own object."""
+    name: str
+    """What the user called it."""
+    preprocess: Preprocess | None = None
+    """What its weights were trained with."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes that it predicts."""
+
+
+def load_model(spec: str) -> LoadedModel:
+    """Return the model that `spec` names.
+
+    Raises:
+        SelectionError: there is none of that name.
+        StoreNotFoundError: there is no such file.
+
+    """
+    if (file := _factory_file(spec)) is not None:
+        return LoadedModel(_factory(*file)(), spec)
+    prefix, _, rest = spec.partition(":")
+    if prefix not in COLLECTIONS:
+        raise SelectionError(
+            f"{spec!r} is no model; write torchvision:NAME or file.py:factory (a function that returns it)"
+        )
+    name, options = _options(rest)
+    loaded: LoadedModel = _collection(prefix).load_model(name, options)
+    return replace(loaded, name=spec)
+
+
+def load_data(spec: str, preprocess: Preprocess | None, *, skip_bad: bool = False) -> Any:
+    """Return the data set that `spec` names, as `record_dataset` takes it.
+
+    Args:
+        spec: see above.
+        preprocess: how the pictures of a folder or an array become inputs.
+        skip_bad: leave out pictures that do not decode.
+
+    Raises:
+        SelectionError: there is none of that name.
+        DataError: it cannot be used.
+
+    """
+    if (file := _factory_file(spec)) is not None:
+        return _factory(*file)()
+    if spec.startswith("folder:") or Path(spec).is_dir():
+        return PictureFolder(spec.removeprefix("folder:"), preprocess, skip_bad)
+    if spec.endswith((".npy", ".npz")):
+        return _load_arrays(Path(spec), preprocess)
+    prefix, _, rest = spec.partition(":")
+    if prefix not in COLLECTIONS:
+        raise SelectionError(
+            f"{spec!r} is no data set; write folder:PATH, torchvision:NAME?root=PATH, a .npy or .npz file, or "
+            "file.py:factory (a function that returns it)"
+        )
+    name, options = _options(rest)
+    return _collection(prefix).load_data(name, options)
+
+
+def _load_arrays(path: Path, preprocess: Preprocess | None) -> Source:
+    if not path.is_file():
+        raise StoreNotFoundError(f"there is no file {path}")
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise FormatError(f"{path} cannot be read: {error}") from error
+    if isinstance(loaded, np.ndarray):
+        return ArraySource(loaded, name=path.name, preprocess=preprocess)
+    inputs = next((key for key in ("x", "inputs", "images", "input", "arr_0") if key in loaded), None)
+    labels = next((key for key in ("y", "labels", "label", "arr_1") if key in loaded), None)
+    if inputs is None:
+        raise DataError(
+            f"{path} holds {', '.join(loaded.files)}; the inputs are to be called x, inputs or images"
+        )
+    return ArraySource(
+        loaded[inputs], None if labels is None else loaded[labels], name=path.name, preprocess=preprocess
+    )
+
+
+def _factory_file(spec: str) -> tuple[Path, str] | None:
+    path, colon, name = spec.rpartition(":")
+    return (Path(path), name) if colon and path.endswith(".py") else None
+
+
+def _factory(path: Path, name: str) -> Callable[[], Any]:
+    if not path.is_file():
+        raise StoreNotFoundError(f"there is no file {path}")
+    module_name = f"layertap_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # so that data loader workers can unpickle what it defines
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        functions = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise SelectionError(f"{path} has no function {name!r}; it has {', '.join(functions)}")
+    made: Callable[[], Any] = factory
+    return made
+
+
+def _collection(prefix: str) -> Any:
+    module, extra = COLLECTIONS[prefix]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", prefix):
+            raise
+        raise MissingPackageError(
+            f"{prefix}: needs {error.name}; install it with: pip install 'layertap[{extra}]'"
+        ) from error
+
+
+def _options(text: str) -> tuple[str, dict[str, Any]]:
+    name, _, query = text.partition("?")
+    return name, {key: _literal(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        return text
