@@ -1,22 +1,36 @@
 """Durable files on the local disk.
 
-`fsync`, then dropping the pages, after every shard is what keeps writing at the disk's speed: left
-alone, the kernel's write-back turns a steady stream into bursts, and fresh page cache costs up to
-2.5 CPU seconds a gigabyte (ext4, Linux 6).
+What passes through the page cache costs 0.3 to 2.5 CPU seconds a gigabyte, and the model wants those
+processors. So large aligned data go to the disk directly (0.04 seconds a gigabyte; ext4 on Linux 6), and
+what is small or unaligned goes through the cache, is synced, and is dropped from it: left alone, write-back
+turns a steady stream into bursts. Where direct writing is not to be had, everything goes the second way; the
+bytes of the file are the same.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+
+    _DIRECT = getattr(os, "O_DIRECT", 0)
+except ImportError:  # Windows
+    _DIRECT = 0
 
 Bytes = bytes | bytearray | memoryview
 
 #: Suffix of a file that is being written; no reader looks at such a file.
 PART = ".part"
 
+#: What direct writing aligns to: the page of every system that has it, a multiple of every disk's block.
+PAGE = 4096
+
+_HAS_WRITEV = hasattr(os, "writev")
 _IOV_MAX = 1024  # Linux's and macOS's limit of buffers in one writev
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -36,19 +50,46 @@ class DurableFile:
         self._fd = os.open(part(self.path), _NEW, 0o666)
         return self
 
-    def write(self, buffers: Sequence[Bytes]) -> None:
-        """Append all of `buffers`, gathered by the kernel where it can, in their order."""
-        for start in range(0, len(buffers), _IOV_MAX):
-            self._gather(list(buffers[start : start + _IOV_MAX]))
+    def write(self, buffers: Sequence[Bytes], *, direct: bool = False) -> None:
+        """Append all of `buffers` in their order, gathered by the kernel where it can.
 
-    def _gather(self, buffers: list[Bytes]) -> None:
+        Args:
+            buffers: what to write.
+            direct: past the page cache, where the system has that. The file's length and every buffer's
+                address and length must be multiples of `PAGE`.
+        """
+        direct = direct and self._set_direct(True)
+        try:
+            for start in range(0, len(buffers), _IOV_MAX):
+                self._gather(list(buffers[start : start + _IOV_MAX]), direct)
+        finally:
+            if direct:
+                self._set_direct(False)
+
+    def _gather(self, buffers: list[Bytes], direct: bool) -> None:
         while buffers:
-            if hasattr(os, "writev"):
-                n = os.writev(self._fd, buffers)
-            else:
-                n = os.write(self._fd, buffers[0])
+            try:
+                n = os.writev(self._fd, buffers) if _HAS_WRITEV else os.write(self._fd, buffers[0])
+            except OSError as error:
+                if not direct or error.errno != errno.EINVAL:
+                    raise
+                direct = self._set_direct(False)  # this file system wants another alignment
+                continue
             self.n_bytes += n
             buffers = _rest(buffers, n)
+            if direct and self.n_bytes % PAGE:
+                direct = self._set_direct(False)
+
+    def _set_direct(self, on: bool) -> bool:
+        """Switch direct writing on or off; return whether it is on."""
+        if not _DIRECT:
+            return False
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~_DIRECT
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | (_DIRECT if on else 0))
+        except OSError:
+            return False
+        return on
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         fd, self._fd = self._fd, -1

@@ -3,11 +3,13 @@
 A shard is its inner chunks back to back, each followed by the CRC-32C of its (encoded) bytes, and then an
 index: offset and length of each inner chunk as little-endian uint64, both all ones for a chunk that is
 not there, and the CRC-32C of the index. Nothing in that needs a copy where nothing is encoded: the kernel
-gathers the rows straight from where they were captured.
+gathers the rows straight from where they were captured. Inner chunks that are whole pages start at whole
+pages (zeros fill the page that their checksum begins), which Zarr's index allows and direct writing needs.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from .checksum import CRC_BYTES, crc32c, crc_bytes, unsealed
 from .dtypes import EXPONENT_BITS, DType
 from .errors import ChecksumError, FormatError, StoreError
-from .files import Bytes, DurableFile
+from .files import PAGE, Bytes, DurableFile
 from .layout import ArraySpec, Layout
 
 _MISSING = 2**64 - 1
@@ -49,34 +51,64 @@ def write_shard(
         path: the shard's final name; `files.publish` gives it.
         array: which array of `layout`.
         layout: how slabs are laid out.
-        slabs: the block's slabs, in order.
+        slabs: the block's slabs, in order, read-only.
         n_rows: rows of the block that exist; fewer than `layout.block_rows` in the last block alone. What
             its last inner chunk lacks is written as zeros.
-
     """
     chunk_rows = layout.chunk_rows(array)
+    chunk_bytes = chunk_rows * array.row_bytes
+    n_chunks = -(-n_rows // chunk_rows)
     index = np.full((layout.block_rows // chunk_rows, 2), _MISSING, "<u8")
-    n_nan = n_inf = 0
+    # Whole pages start at whole pages, so that they can bypass the page cache.
+    pages = array.codec == "none" and chunk_bytes % PAGE == 0
+    tails = memoryview(mmap.mmap(-1, n_chunks * PAGE)) if pages else None
+    n_nan = n_inf = position = 0
+    batch = _Batch()
     with DurableFile(path) as file:
-        waiting: list[Bytes] = []
-        position = waiting_bytes = 0
-        for i, first in enumerate(range(0, n_rows, chunk_rows)):
-            pieces = list(_pieces(array, layout, slabs, first, min(first + chunk_rows, n_rows)))
+        for i in range(n_chunks):
+            pieces = list(_pieces(array, layout, slabs, i * chunk_rows, min((i + 1) * chunk_rows, n_rows)))
             nan, inf = count_nonfinite(pieces, array.dtype)
             n_nan, n_inf = n_nan + nan, n_inf + inf
-            encoded = _encoded(array, pieces, chunk_rows * array.row_bytes)
-            n_bytes = sum(memoryview(buffer).nbytes for buffer in encoded)
+            data = _encoded(array, pieces, chunk_bytes)
+            n_bytes = sum(memoryview(buffer).nbytes for buffer in data) + CRC_BYTES
             index[i] = position, n_bytes
-            position += n_bytes
-            waiting += encoded
-            waiting_bytes += n_bytes
-            if array.codec != "none" and waiting_bytes >= FLUSH_BYTES:
-                file.write(waiting)
-                waiting, waiting_bytes = [], 0
+            crc = crc_bytes(_crc_of(data))
+            whole = tails is not None and (i + 1) * chunk_rows <= n_rows
+            if tails is not None:
+                tail = tails[i * PAGE : (i + 1) * PAGE]
+                tail[:CRC_BYTES] = crc
+                position += chunk_bytes + PAGE
+            else:
+                tail = memoryview(crc)
+                position += n_bytes
+            batch.add(file, [*data, tail], direct=whole, flush=array.codec != "none")
         index_bytes = index.tobytes()
         index_crc = crc32c(index_bytes)
-        file.write([*waiting, index_bytes, crc_bytes(index_crc)])
+        batch.add(file, [index_bytes, crc_bytes(index_crc)], direct=False)
+        batch.write(file)
         return ShardRecord(file.n_bytes, index_crc, n_nan, n_inf)
+
+
+class _Batch:
+    """Buffers that wait to be written in one call."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Bytes] = []
+        self._direct = False
+        self._n_bytes = 0
+
+    def add(self, file: DurableFile, buffers: list[Bytes], *, direct: bool, flush: bool = False) -> None:
+        if direct != self._direct:
+            self.write(file)
+            self._direct = direct
+        self._buffers += buffers
+        self._n_bytes += sum(memoryview(buffer).nbytes for buffer in buffers)
+        if flush and self._n_bytes >= FLUSH_BYTES:
+            self.write(file)
+
+    def write(self, file: DurableFile) -> None:
+        file.write(self._buffers, direct=self._direct)
+        self._buffers, self._n_bytes = [], 0
 
 
 def _pieces(
@@ -92,16 +124,20 @@ def _pieces(
 
 
 def _encoded(array: ArraySpec, pieces: list[memoryview], n_bytes: int) -> list[Bytes]:
-    """Return the buffers of one inner chunk of `n_bytes`, checksum included."""
+    """Return the buffers of one inner chunk of `n_bytes` rows' bytes, without its checksum."""
     missing = n_bytes - sum(piece.nbytes for piece in pieces)
     buffers: list[Bytes] = [*pieces, bytes(missing)] if missing else list(pieces)
-    if array.codec != "none":
-        whole = buffers[0] if len(buffers) == 1 else b"".join(buffers)
-        buffers = [memoryview(array.encoding.encode(whole)).cast("B")]
+    if array.codec == "none":
+        return buffers
+    whole = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+    return [memoryview(array.encoding.encode(whole)).cast("B")]
+
+
+def _crc_of(buffers: Sequence[Bytes]) -> int:
     crc = 0
     for buffer in buffers:
         crc = crc32c(buffer, crc)
-    return [*buffers, crc_bytes(crc)]
+    return crc
 
 
 def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, int]:

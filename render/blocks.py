@@ -1,0 +1,171 @@
+"""From a view to scaled tiles: one block for each layer, with what must be said about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .colormaps import Mark
+from .scale import Scale, TileFacts, blank, entries, fit
+from .spec import Scope, Spec
+from .view import LayerView, RowView, View
+
+_TILE = 64  # pixels across that a tile should have
+_CELL = 28  # the same where it is a single value
+_SMALL_CELL = 10  # the same where there are many of these
+_WIDEST = 1800  # pixels across that many tiles side by side should not exceed
+
+
+@dataclass(frozen=True, eq=False)
+class Remark:
+    """What a mark in a block stands for, and where it is."""
+
+    mark: Mark
+    words: str
+    """`NaN in`, `all zero:` and so on."""
+    tiles: tuple[int, ...]
+    """Channels with the mark; rows, where many rows of one channel are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One layer's tiles."""
+
+    layer: LayerView
+    tiles: NDArray[np.uint8]
+    """Palette entries, shape (rows, channels, height, width)."""
+    scale: Scale
+    """The scale of all of it; with more than one pair of limits where scope is row or channel."""
+    remarks: tuple[Remark, ...]
+    notes: tuple[str, ...]
+    """Each remark by row, for the sheet's notes."""
+
+    def row_scale(self, i: int) -> Scale | None:
+        """Return the scale that is true of row `i`, or None where its tiles have several or no values."""
+        scale = self.scale
+        if scale.low.ndim == 2 and scale.low.shape[1] == 1 and scale.low.shape[0] > 1:
+            scale = Scale(scale.colormap, scale.low[i], scale.high[i])
+        return scale if scale.single else None
+
+
+def scaled(view: View, spec: Spec) -> tuple[Block, ...]:
+    """Return a block for each layer of `view`, on the scale that `spec` asks for."""
+    facts = [TileFacts.of(*_cells(layer)) for layer in view.layers]
+    scales = _scales(facts, spec)
+    return tuple(
+        _block(layer, fact, scale, view.rows)
+        for layer, fact, scale in zip(view.layers, facts, scales, strict=True)
+    )
+
+
+def _cells(layer: LayerView) -> tuple[NDArray[Any], int]:
+    """Return the values that are in the data, as maps, and how many a map has."""
+    values = layer.values if layer.cells is None else layer.values[:, :, layer.cells][..., None]
+    return values, values.shape[2] * values.shape[3]
+
+
+def _scales(facts: Sequence[TileFacts], spec: Spec) -> list[Scale]:
+    if not isinstance(spec.scope, str):
+        return [_given(spec.scope, spec.colormap)] * len(facts)
+    if spec.scope == "figure":
+        low = np.array([_least(f.low) for f in facts])
+        high = np.array([_most(f.high) for f in facts])
+        return [_shared(low, high, spec.scope, spec.colormap)] * len(facts)
+    return [_shared(f.low, f.high, spec.scope, spec.colormap) for f in facts]
+
+
+def _given(limits: tuple[float, float], colormap: str | None) -> Scale:
+    low, high = limits
+    name = colormap or ("RdBu_r" if low < 0 else "viridis")
+    return Scale(name, np.asarray(low), np.asarray(high), given=True)
+
+
+def _shared(low: NDArray[Any], high: NDArray[Any], scope: Scope, colormap: str | None) -> Scale:
+    signed = bool((low < 0).any())
+    if scope in ("layer", "figure"):
+        low, high = np.asarray(_least(low)), np.asarray(_most(high))
+    else:
+        axis = 1 if scope == "row" else 0
+        low, high = np.fmin.reduce(low, axis, keepdims=True), np.fmax.reduce(high, axis, keepdims=True)
+    return fit(low, high, colormap, signed)
+
+
+def _least(values: NDArray[Any]) -> Any:
+    return np.fmin.reduce(values, axis=None)  # NaN only where all are
+
+
+def _most(values: NDArray[Any]) -> Any:
+    return np.fmax.reduce(values, axis=None)
+
+
+def _block(layer: LayerView, facts: TileFacts, scale: Scale, rows: Sequence[RowView]) -> Block:
+    tiles = blank(entries(layer.values, scale, facts), layer.cells)
+    found = list(_found(facts, scale))
+    by_row = len(rows) > 1 and len(layer.channels) == 1
+    remarks, notes = [], []
+    for mark, words, where in found:
+        names = [view.row for view in rows] if by_row else list(layer.channels)
+        hit = where.any(axis=1 if by_row else 0)
+        remarks.append(Remark(mark, words, tuple(n for n, is_hit in zip(names, hit, strict=True) if is_hit)))
+        for view, line in zip(rows, where, strict=True):
+            channels = [str(c) for c, is_hit in zip(layer.channels, line, strict=True) if is_hit]
+            if channels:
+                notes.append(f"{layer.name}, row {view.row}: {words} {', '.join(channels)}")
+    return Block(layer, tiles, scale, tuple(remarks), tuple(notes))
+
+
+def _found(facts: TileFacts, scale: Scale) -> list[tuple[Mark, str, NDArray[np.bool_]]]:
+    """Return the marks that occur, what to call them, and in which maps; shape (rows, channels)."""
+    candidates = [
+        (Mark.ZERO, "all zero:", facts.zero),
+        (Mark.CONSTANT, "constant:", facts.constant),
+        (Mark.NAN, "NaN in", facts.n_nan > 0),
+        (Mark.POSITIVE_INFINITY, "+inf in", facts.n_positive_infinity > 0),
+        (Mark.NEGATIVE_INFINITY, "-inf in", facts.n_negative_infinity > 0),
+    ]
+    if scale.given:
+        low, high = scale.limits
+        varies = ~(facts.zero | facts.constant)
+        candidates.append((Mark.OVER, f"over {number(high)} in", (facts.high > high) & varies))
+        candidates.append((Mark.UNDER, f"under {number(low)} in", (facts.low < low) & varies))
+    return [candidate for candidate in candidates if candidate[2].any()]
+
+
+def number(value: float) -> str:
+    """Return `value` in three significant digits, short: 0, 1.25, 3.1e-5."""
+    mantissa, e, exponent = f"{value:.3g}".partition("e")
+    return mantissa.replace("-0", "0", 1) if mantissa == "-0" else mantissa + (f"e{int(exponent)}" if e else "")
+
+
+def listing(tiles: Sequence[int], fits: Callable[[str], bool]) -> str:
+    """Return the numbers of `tiles`, as many as `fits` allows: `3, 7` or `3, 7, … (12)`."""
+    text = ", ".join(map(str, tiles))
+    if fits(text):
+        return text
+    for kept in range(len(tiles) - 1, 0, -1):
+        text = ", ".join(map(str, tiles[:kept])) + f", … ({len(tiles)})"
+        if fits(text):
+            return text
+    return f"{len(tiles)}"
+
+
+def tile_columns(n: int, spec: Spec) -> int:
+    """Return how many of `n` tiles stand in a line, so that none is lost."""
+    return min(spec.columns or math.isqrt(max(n - 1, 0)) + 1, n)
+
+
+def tile_factor(shape: tuple[int, int], n: int, columns: int, spec: Spec) -> int:
+    """Return the whole number of pixels that a value takes in each direction."""
+    if spec.magnification is not None:
+        return spec.magnification
+    largest = max(shape)
+    wanted = _TILE if largest > 1 else _CELL if n <= 25 else _SMALL_CELL
+    factor = max(1, round(wanted / largest))
+    while factor > 1 and columns * (shape[1] * factor + 5) > _WIDEST:
+        factor -= 1
+    return factor

@@ -1,0 +1,94 @@
+"""How much a channel matters, so that the n most important can be drawn.
+
+Values that are not finite are left out: one NaN must neither put its channel first nor upset the order of
+the others. A channel without a finite value comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..capture.errors import DrawError, closest
+
+Values = NDArray[Any]
+_Measure = Callable[[Values, Values, Values], Values]
+
+
+def check_measure(by: str) -> None:
+    """Raise DrawError where channels cannot be ranked by `by`."""
+    if by != "index" and by not in MEASURES:
+        raise DrawError(f"channels cannot be ranked by {by!r}. {closest(by, ['index', *MEASURES])}")
+
+
+def rank(values: Values, by: str) -> NDArray[np.intp]:
+    """Return the channels from the most important to the least; equals stay in their order.
+
+    Args:
+        values: shape (rows, channels, height, width); the measure is over all but the channels.
+        by: one of `MEASURES`, or `index`, which keeps the order.
+
+    """
+    if by == "index":
+        return np.arange(values.shape[1])
+    return np.argsort(-importance(values, by), kind="stable")
+
+
+def importance(values: Values, by: str) -> NDArray[np.float64]:
+    """Return the measure `by` of each channel, shape (channels,), larger for what comes first.
+
+    Args:
+        values: shape (rows, channels, height, width).
+        by: `mean`, `maximum`, `variance`, `l1`, `l2`, or `sparsity`: the share of values that are not
+            zero, so that the least sparse channel comes first.
+
+    Returns:
+        Measures in float64; minus infinity for a channel without a finite value.
+
+    """
+    flat = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1).astype(np.float64)
+    finite = np.isfinite(flat)
+    n_finite = finite.sum(axis=1)
+    flat = np.where(finite, flat, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # float64 can overflow in a square: then it leads
+        measures = MEASURES[by](flat, finite, np.maximum(n_finite, 1))
+    measures = np.where(np.isnan(measures), np.inf, measures)
+    return np.where(n_finite > 0, measures, -np.inf)
+
+
+def _mean(flat: Values, finite: Values, n: Values) -> Values:
+    return np.asarray(flat.sum(axis=1) / n)
+
+
+def _maximum(flat: Values, finite: Values, n: Values) -> Values:
+    return np.asarray(np.where(finite, flat, -np.inf).max(axis=1, initial=-np.inf))
+
+
+def _variance(flat: Values, finite: Values, n: Values) -> Values:
+    deviation = np.where(finite, flat - _mean(flat, finite, n)[:, None], 0.0)
+    return np.asarray((deviation**2).sum(axis=1) / n)
+
+
+def _l1(flat: Values, finite: Values, n: Values) -> Values:
+    return np.asarray(np.abs(flat).sum(axis=1))
+
+
+def _l2(flat: Values, finite: Values, n: Values) -> Values:
+    return np.asarray(np.sqrt((flat**2).sum(axis=1)))
+
+
+def _density(flat: Values, finite: Values, n: Values) -> Values:
+    return np.asarray(((flat != 0) & finite).sum(axis=1) / n)
+
+
+MEASURES: dict[str, _Measure] = {
+    "mean": _mean,
+    "maximum": _maximum,
+    "variance": _variance,
+    "l1": _l1,
+    "l2": _l2,
+    "sparsity": _density,
+}

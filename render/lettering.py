@@ -1,0 +1,55 @@
+"""How much room a line of text takes, and how it is made to fit.
+
+The widths are those of DejaVu Sans, rounded up, and not those of the font that will be used: a sheet is
+then laid out alike on every machine. Few fonts are wider.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+_EM = dict.fromkeys("ijl'|", 0.32)
+_EM |= dict.fromkeys("Iftr .,:;!()[]/\\`\"-·", 0.42)
+_EM |= dict.fromkeys("mwMWOQ@%#<>=+~—…", 0.99)
+_BOLD = 1.12
+
+
+def text_width(text: str, size: float, bold: bool = False) -> float:
+    """Return about how many pixels `text` takes at `size` pixels an em; seldom too few."""
+    return sum(map(_advance, text)) * size * (_BOLD if bold else 1.0)
+
+
+def _advance(char: str) -> float:
+    if char in _EM:
+        return _EM[char]
+    if char.isascii():
+        return 0.71 if char.isupper() else 0.64
+    if unicodedata.combining(char):
+        return 0.0
+    return 1.0 if unicodedata.east_asian_width(char) in "WFA" else 0.8
+
+
+def shorten(text: str, width: float, size: float, bold: bool = False) -> str:
+    """Return `text`, with its middle left out where it is wider than `width` pixels."""
+    if text_width(text, size, bold) <= width:
+        return text
+    for kept in range(len(text) - 1, 0, -1):
+        head = kept - kept // 2
+        short = text[:head] + "…" + (text[-(kept // 2) :] if kept // 2 else "")
+        if text_width(short, size, bold) <= width:
+            return short
+    return "…"
+
+
+def wrap(text: str, width: float, size: float) -> list[str]:
+    """Return `text` in lines of at most `width` pixels; a word that is wider is shortened."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if text_width(longer, size) <= width:
+            lines[-1] = longer
+        elif lines[-1]:
+            lines.append(shorten(word, width, size))
+        else:
+            lines[-1] = shorten(word, width, size)
+    return [line for line in lines if line]

@@ -1,0 +1,218 @@
+"""What a user names, as numbers: rows, layers, channels.
+
+Nothing that was asked for is dropped in silence: a name or number that is not there is an error that names
+what is closest.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..capture.errors import DrawError, SelectionError, closest
+from .importance import check_measure
+
+if TYPE_CHECKING:
+    from ..capture.reader import Run, Tap
+
+Rows = int | slice | str | Iterable[int] | None
+
+
+@dataclass(frozen=True)
+class ChannelChoice:
+    """Which channels of a layer, before it is known how many it has."""
+
+    how: str
+    """`auto`, `all`, `first`, `top` or `list`."""
+    n: int = 0
+    """How many, for `first` and `top`."""
+    by: str = "index"
+    """What `top` ranks by."""
+    numbers: str | tuple[int, ...] = ()
+    """The channels themselves, for `list`; text such as `0,3,5:8` is read once their number is known."""
+
+    @classmethod
+    def parse(cls, channels: str | Sequence[int], by: str) -> ChannelChoice:
+        """Read `auto`, `all`, `first:9`, `top:9`, `top:9:variance`, `0,3,5:8`, or numbers.
+
+        Raises:
+            DrawError: it is none of these.
+
+        """
+        if not isinstance(channels, str):
+            if not channels:
+                raise DrawError("there is no channel to draw")
+            return cls("list", numbers=tuple(channels))
+        text = channels.strip()
+        if text in ("auto", "all"):
+            return cls(text)
+        how, _, rest = text.partition(":")
+        if how in ("first", "top"):
+            count, _, measure = rest.partition(":")
+            if not count.isascii() or not count.isdigit() or int(count) < 1 or (how == "first" and measure):
+                raise DrawError(f"channels {channels!r}: write {how}:9{':variance' if how == 'top' else ''}")
+            check_measure(measure or by)
+            return cls(how, int(count), (measure or by) if how == "top" else "index")
+        if not text or not set(text) <= set("0123456789,:- "):
+            raise DrawError(
+                f"channels {channels!r} is none of: all, first:9, top:9, top:9:variance, 0,3,5:8"
+            )
+        return cls("list", numbers=text)
+
+    def indices(self, n_channels: int, what: str) -> tuple[int, ...]:
+        """Return the channels of a `list`, checked against how many there are.
+
+        Raises:
+            SelectionError: one is not there.
+
+        """
+        return parse_indices(self.numbers, n_channels, what)
+
+
+def parse_indices(given: Any, n: int, what: str) -> tuple[int, ...]:
+    """Return the numbers that `given` means among `n`: an int, a slice, ints, or `0,3,5:8,90:`.
+
+    Args:
+        given: what the user wrote; numbers count from 0, negative ones from the end.
+        n: how many there are.
+        what: their name in an error, `row` for example.
+
+    Raises:
+        SelectionError: a number is not there.
+        DrawError: it cannot be read, or means none.
+
+    """
+    if isinstance(given, slice):
+        numbers = list(range(*given.indices(n)))
+    elif isinstance(given, str):
+        numbers = [i for part in given.split(",") for i in _part(part.strip(), n, what)]
+    else:
+        try:
+            numbers = [int(i) for i in np.atleast_1d(np.asarray(given, np.int64))]
+        except (TypeError, ValueError, OverflowError):
+            raise DrawError(f"a {what} is a whole number, not {given!r}") from None
+    for i in numbers:
+        if not -n <= i < n:
+            has = f"0 to {n - 1}" if n else "none"
+            raise SelectionError(f"{what} {i} is not there; there are {has}")
+    if not numbers:
+        raise DrawError(f"{given!r} means no {what} at all; there are {n}")
+    return tuple(i % n for i in numbers)
+
+
+def _part(part: str, n: int, what: str) -> list[int]:
+    first, colon, last = part.partition(":")
+    try:
+        if not colon:
+            return [int(first)]
+        # An end beyond the last is what a slice allows; a start beyond it is a mistake.
+        start, stop = int(first or 0), int(last or n)
+    except ValueError:
+        raise DrawError(f"{part!r} is not a {what}: write 7, or 10:20, or 0,5,10:20") from None
+    if start >= n:
+        raise SelectionError(f"{what} {start} is not there; there are {f'0 to {n - 1}' if n else 'none'}")
+    return list(range(*slice(start, stop).indices(n)))
+
+
+def can_draw(tap: Tap) -> bool:
+    """Return whether the tap's values can be drawn as maps."""
+    return len(tap.shape) <= 4 and all(tap.shape[1:])
+
+
+def select_layers(run: Run, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the taps that are meant, in the order given, or every one that can be drawn.
+
+    A name may be a pattern such as `layer*.1`, or several names with commas between them.
+
+    Raises:
+        SelectionError: a name or pattern matches nothing; the closest are named.
+        DrawError: the store has no tap that can be drawn.
+
+    """
+    if layers is None:
+        names = [name for name, tap in run.taps.items() if can_draw(tap)]
+        if not names:
+            raise DrawError(f"{run.path} has no tap that can be drawn")
+        return tuple(names)
+    if isinstance(layers, str):
+        layers = [layers] if layers in run.taps else [part.strip() for part in layers.split(",")]
+    chosen: list[str] = []
+    for name in layers:
+        matches = [name] if name in run.taps else [t for t in run.taps if fnmatch.fnmatchcase(t, name)]
+        if not matches:
+            raise SelectionError(f"{run.path} holds no tap {name!r}. {closest(name, run.taps)}")
+        chosen += matches
+    if not chosen:
+        raise DrawError("there is no layer to draw")
+    return tuple(dict.fromkeys(chosen))
+
+
+def select_rows(
+    run: Run,
+    rows: Rows = None,
+    *,
+    class_name: str | None = None,
+    outcome: str | None = None,
+    each_class: bool = False,
+) -> tuple[int, ...]:
+    """Return the rows that are meant.
+
+    Args:
+        run: the store.
+        rows: an int, a slice, ints, or text such as `0,5,10:20`; None is every captured row.
+        class_name: keep rows of this class; its name, or its number as text.
+        outcome: keep `right` or `wrong` predictions.
+        each_class: keep the first row of each class, in the order of the classes.
+
+    Raises:
+        SelectionError: a row, class or column is not there.
+        DrawError: a row that was asked for is not captured yet, or none is left.
+
+    """
+    done = run.committed()
+    if not done.any():
+        raise DrawError(f"{run.path} has no captured rows yet; run its capture first")
+    if rows is None:
+        chosen = np.flatnonzero(done)
+    else:
+        chosen = np.array(parse_indices(rows, run.n_rows, "row"), np.intp)
+        missing = chosen[~done[chosen]]
+        if missing.size:
+            raise DrawError(
+                f"row {missing[0]} is not captured yet ({int(done.sum())} of {run.n_rows} rows are); "
+                "run the same capture again to go on"
+            )
+    if class_name is not None:
+        chosen = chosen[_column(run, "label", chosen) == _label(run, class_name)]
+    if outcome is not None:
+        if outcome not in ("right", "wrong"):
+            raise DrawError(f"an outcome is right or wrong, not {outcome!r}")
+        right = _column(run, "label", chosen) == _column(run, "prediction", chosen)
+        chosen = chosen[right if outcome == "right" else ~right]
+    if each_class:
+        labels = _column(run, "label", chosen)
+        known, first = np.unique(labels, return_index=True)
+        chosen = chosen[first[known >= 0]]
+    if not chosen.size:
+        raise DrawError("no captured row is left after what was asked for")
+    return tuple(chosen.tolist())
+
+
+def _column(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+    if name not in run.rows:
+        raise SelectionError(f"{run.path} has no column {name!r}. {closest(name, run.rows)}")
+    return np.asarray(run.rows[name][rows] if rows.size else np.empty(0, np.int64))
+
+
+def _label(run: Run, name: str) -> int:
+    classes = run.classes or ()
+    if name in classes:
+        return classes.index(name)
+    if name.isascii() and name.isdigit() and (not classes or int(name) < len(classes)):
+        return int(name)
+    raise SelectionError(f"{run.path} has no class {name!r}. {closest(name, classes)}")

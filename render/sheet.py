@@ -1,0 +1,195 @@
+"""A picture as data: what stands where, to the pixel, before anything is painted.
+
+A painter only has to put rectangles of palette entries or RGB and lines of text at the places that a sheet
+gives. Nothing is interpolated: a value is a square of `factor` by `factor` pixels. Coordinates are pixels
+from the top left; a text stands on its baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .colormaps import WHITE, palette
+
+FRAME = WHITE - 3  # a light grey
+
+
+class Ink(Enum):
+    """Colours of text, RGB."""
+
+    BLACK = (17, 17, 17)
+    GREY = (102, 102, 102)
+    # A blue and a red that stay apart with any colour blindness; the words say it too.
+    RIGHT = (33, 102, 172)
+    WRONG = (178, 24, 43)
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether a grey of the palette can show it."""
+        return len(set(self.value)) == 1
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of text on its baseline."""
+
+    x: float
+    """Where it starts, is centred or ends, by `align`."""
+    y: float
+    """Its baseline."""
+    text: str
+    """What it says, in any script."""
+    size: float
+    """Pixels an em."""
+    align: Literal["left", "center", "right"] = "left"
+    ink: Ink = Ink.BLACK
+    bold: bool = False
+    rotation: Literal[0, 90] = 0
+    """Degrees, counterclockwise, about (x, y)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Maps of one size, tiled line by line."""
+
+    x: int
+    y: int
+    """Where the first tile's top left pixel is; the panel has one pixel more on each side."""
+    tiles: NDArray[np.uint8]
+    """Palette entries, shape (tiles, height, width)."""
+    columns: int
+    """Tiles in a line."""
+    factor: int
+    """Pixels a value, in each direction."""
+    gap_x: int
+    """White pixels between tiles of a line, at least 1."""
+    gap_y: int
+    """White pixels between lines of tiles, at least 1."""
+    colormap: str
+    """Whose palette the entries are of."""
+    framed: bool = False
+    """Whether each tile has a frame of one grey pixel, for maps whose colours reach white."""
+
+    @property
+    def n_lines(self) -> int:
+        """Lines of tiles; the last may not be full."""
+        return -(-len(self.tiles) // self.columns)
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """Width and height of a tile in pixels."""
+        _, height, width = self.tiles.shape
+        return width * self.factor, height * self.factor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height from the first tile's left top to the last one's right bottom."""
+        width, height = self.tile_size
+        return (
+            self.columns * (width + self.gap_x) - self.gap_x,
+            self.n_lines * (height + self.gap_y) - self.gap_y,
+        )
+
+    def place(self, i: int) -> tuple[int, int]:
+        """Return where the top left pixel of tile `i` is on the sheet."""
+        width, height = self.tile_size
+        line, column = divmod(i, self.columns)
+        return self.x + column * (width + self.gap_x), self.y + line * (height + self.gap_y)
+
+    def entries(self) -> NDArray[np.uint8]:
+        """Return the palette entries of the whole panel; its top left pixel is at (x - 1, y - 1)."""
+        (width, height), (whole_width, whole_height) = self.tile_size, self.size
+        canvas = np.full((whole_height + 2, whole_width + 2), WHITE, np.uint8)
+        large = self.tiles.repeat(self.factor, axis=1).repeat(self.factor, axis=2)
+        for i, tile in enumerate(large):
+            x, y = self.place(i)
+            x, y = x - self.x + 1, y - self.y + 1
+            if self.framed:
+                canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = FRAME
+            canvas[y : y + height, x : x + width] = tile
+        return canvas
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A picture in its own colours."""
+
+    x: int
+    y: int
+    """Where its top left pixel is."""
+    pixels: NDArray[np.uint8]
+    """RGB, shape (height, width, 3)."""
+    factor: int
+    """Sheet pixels a pixel, in each direction."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height on the sheet."""
+        height, width = self.pixels.shape[:2]
+        return width * self.factor, height * self.factor
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """Return its pixels at the size of the sheet."""
+        return self.pixels.repeat(self.factor, axis=0).repeat(self.factor, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Bar:
+    """A colour bar, from left to right, for all of the panels that it stands below."""
+
+    x: int
+    y: int
+    height: int
+    line: NDArray[np.uint8]
+    """Palette entries from its low end to its high end, shape (width,)."""
+    colormap: str
+    low: float
+    """The value at its left end."""
+    high: float
+    """The value at its right end."""
+
+    def entries(self) -> NDArray[np.uint8]:
+        """Return its palette entries in a grey frame; the top left pixel is at (x - 1, y - 1)."""
+        canvas = np.full((self.height + 2, len(self.line) + 2), FRAME, np.uint8)
+        canvas[1:-1, 1:-1] = self.line
+        return canvas
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A laid out picture on white."""
+
+    width: int
+    height: int
+    panels: tuple[Panel, ...] = ()
+    photos: tuple[Photo, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    texts: tuple[Text, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What should be known about the picture, in full, where the sheet itself shortens it."""
+
+    @property
+    def colormap(self) -> str | None:
+        """The one palette that shows all of it, or None where it takes RGB."""
+        names = {part.colormap for part in (*self.panels, *self.bars)}
+        if self.photos or len(names) > 1 or not all(text.ink.is_grey for text in self.texts):
+            return None
+        return names.pop() if names else "gray"
+
+    def coloured(self) -> Iterator[tuple[int, int, NDArray[np.uint8], str]]:
+        """Yield x, y, palette entries and colour map of everything that is drawn in palette entries."""
+        for part in (*self.panels, *self.bars):
+            yield part.x - 1, part.y - 1, part.entries(), part.colormap
+
+    def pictures(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+        """Yield x, y and RGB pixels of every image on the sheet, photos included."""
+        for x, y, entries, colormap in self.coloured():
+            yield x, y, palette(colormap)[entries]
+        for photo in self.photos:
+            yield photo.x, photo.y, photo.rgb()

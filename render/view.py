@@ -1,0 +1,214 @@
+"""What was picked from a store, as arrays in memory, before anything is laid out.
+
+Every tap becomes maps of shape (rows, channels, height, width), whatever it was: a vector's features are
+channels of one pixel; the tokens of a sequence are wrapped into a square, each feature a channel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..capture.errors import DrawError
+from .importance import rank
+from .selection import ChannelChoice, can_draw, select_layers
+from .spec import GridSpec, Spec
+
+if TYPE_CHECKING:
+    from ..capture.reader import Run, Tap
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class RowView:
+    """One row of the data set, and what is known about it."""
+
+    row: int
+    """Its index."""
+    name: str | None
+    """Its id as text, where the store has one."""
+    true: str | None
+    """Its class name, or its label as text."""
+    predicted: str | None
+    """The class that the model predicted, likewise."""
+    right: bool | None
+    """Whether these are the same; None where either is unknown."""
+    picture: NDArray[np.uint8] | None
+    """Its picture, shape (height, width, 3), where the store has one and it is drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """The chosen channels of one tap."""
+
+    name: str
+    """The tap's name."""
+    type: str
+    """The layer's type, `Conv2d` for example."""
+    shape: tuple[int, ...]
+    """Shape of one row as captured."""
+    channels: tuple[int, ...]
+    """The chosen channels, in the order in which they are drawn."""
+    n_channels: int
+    """How many there are to choose from."""
+    unit: str
+    """What a tile is: channel, feature, head and so on."""
+    ranked_by: str | None
+    """The measure that chose and ordered them; None where the order is the layer's own."""
+    values: Values
+    """Floats of shape (rows, channels, height, width)."""
+    cells: NDArray[np.bool_] | None
+    """Which pixels of a map are values, shape (height, width), where a sequence was wrapped."""
+    note: str = ""
+    """How its values became maps, where that is not plain."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Rows by layers by channels, read and ready to be laid out."""
+
+    rows: tuple[RowView, ...]
+    """The rows, in drawing order."""
+    layers: tuple[LayerView, ...]
+    """The layers, in drawing order; each holds all the rows."""
+
+
+def take(run: Run, spec: Spec) -> View:
+    """Read what `spec` draws from `run`.
+
+    Raises:
+        SelectionError: a layer, row or channel is not there.
+        DrawError: a layer has too many axes to be drawn.
+
+    """
+    names = select_layers(run, spec.layers)
+    choice = ChannelChoice.parse(spec.channels, spec.by)
+    layers = tuple(_layer(run[name], spec, choice) for name in names)
+    return View(_rows(run, spec.rows, isinstance(spec, GridSpec) and spec.picture), layers)
+
+
+def _layer(tap: Tap, spec: Spec, choice: ChannelChoice) -> LayerView:
+    if not can_draw(tap):
+        dims = ", ".join(f"{dim}={n}" for dim, n in zip(tap.dims[1:], tap.shape[1:], strict=True))
+        raise DrawError(f"{tap.name} cannot be drawn: a row of it is ({dims}); maps have at most three axes")
+    order = _axes(tap.dims[1:])
+    n_channels = tap.shape[1 + order[0]] if order else 1
+    unit = tap.dims[1 + order[0]] if order else "value"
+    how = choice.how
+    if how == "auto":
+        how = "first" if isinstance(spec, GridSpec) and len(order) > 1 else "all"
+    rows = np.array(spec.rows)
+    if how == "list":
+        channels = choice.indices(n_channels, f"{unit} of {tap.name}:")
+    else:
+        channels = tuple(range(n_channels if how != "first" else min(choice.n or 9, n_channels)))
+    values = _read(tap, rows, order, channels)
+    if how == "top":
+        chosen = rank(values.reshape(*values.shape[:2], -1, 1), choice.by)[: choice.n]
+        channels, values = tuple(chosen.tolist()), values[:, chosen]
+    maps, cells, note = _wrap(values, len(order))
+    return LayerView(
+        tap.name,
+        tap.type,
+        tuple(tap.shape[1:]),
+        channels,
+        n_channels,
+        unit,
+        choice.by if how == "top" and choice.by != "index" else None,
+        maps,
+        cells,
+        note,
+    )
+
+
+def _axes(dims: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the order in which a row's axes are read: what is tiled first, then down, then across."""
+    tiled = next((i for i, dim in enumerate(dims) if dim == "channel"), None)
+    if tiled is None and len(dims) == 2:
+        # Of (token, feature) each feature is a map of the tokens.
+        tiled = next((i for i, dim in enumerate(dims) if dim == "feature"), 0)
+    tiled = tiled or 0
+    return tuple(([tiled] if dims else []) + [i for i in range(len(dims)) if i != tiled])
+
+
+def _read(tap: Tap, rows: Values, order: tuple[int, ...], channels: tuple[int, ...]) -> Values:
+    """Return floats of shape (rows, channels, ...), the tiled axis second."""
+    if not order:
+        return _floats(np.asarray(tap[rows]).reshape(-1, 1))
+    every = channels == tuple(range(tap.shape[1 + order[0]]))
+    key: list[Any] = [rows, *[slice(None)] * len(order)]
+    if not every:
+        key[1 + order[0]] = np.array(channels)
+    values = np.asarray(tap[tuple(key)])
+    return _floats(values.transpose(0, *(1 + axis for axis in order)))
+
+
+def _floats(values: Values) -> Values:
+    """Return `values` in float32 where that holds every value, else in float64."""
+    small = values.dtype.itemsize <= 2 or values.dtype == np.float32
+    return np.ascontiguousarray(values, np.float32 if small else np.float64)
+
+
+def _wrap(values: Values, n_axes: int) -> tuple[Values, NDArray[np.bool_] | None, str]:
+    """Return maps of shape (rows, channels, height, width), which of their pixels are values, and a note.
+
+    A sequence of k * k is a square. One of k * k + 1 is taken for a class token before a square of
+    patches, and stands alone in the first line, so that the patches keep their places.
+    """
+    if n_axes != 2:
+        return values.reshape(*values.shape[:2], *(values.shape[2:] or (1, 1))), None, ""
+    n = values.shape[2]
+    side = math.isqrt(n)
+    if side * side == n:
+        return values.reshape(*values.shape[:2], side, side), None, f"{n} positions as {side} x {side}"
+    class_token = side > 1 and side * side + 1 == n
+    width = side if class_token else math.isqrt(n - 1) + 1
+    start = width - 1 if class_token else 0  # cells left empty after the class token
+    height = math.ceil((n + start) / width)
+    cells = np.zeros(height * width, np.bool_)
+    places = np.arange(n)
+    places[1:] += start
+    cells[places] = True
+    maps = np.zeros((*values.shape[:2], height * width), values.dtype)
+    maps[..., places] = values
+    note = f"first of {n} positions alone, then {side} x {side}" if class_token else f"{n} positions wrapped"
+    return maps.reshape(*values.shape[:2], height, width), cells.reshape(height, width), note
+
+
+def _rows(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...]:
+    indices = np.array(rows)
+    columns = {name: run.rows[name][indices] for name in ("id", "label", "prediction") if name in run.rows}
+    shown = run.rows["picture"][indices] if pictures and "picture" in run.rows else None
+    views = []
+    for i, row in enumerate(rows):
+        label, prediction = (columns[c][i] if c in columns else None for c in ("label", "prediction"))
+        known = label is not None and label >= 0 and prediction is not None and prediction >= 0
+        views.append(
+            RowView(
+                row,
+                str(columns["id"][i]) if "id" in columns else None,
+                class_name(run.classes, label),
+                class_name(run.classes, prediction),
+                bool(label == prediction) if known else None,
+                None if shown is None else _rgb(np.asarray(shown[i])),
+            )
+        )
+    return tuple(views)
+
+
+def class_name(classes: tuple[str, ...] | None, label: Any) -> str | None:
+    """Return the name of class `label`, its number where it has none, or None where it is unknown (< 0)."""
+    if label is None or label < 0:
+        return None
+    return classes[label] if classes and label < len(classes) else f"class {label}"
+
+
+def _rgb(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if picture.ndim == 2:
+        picture = picture[..., None]
+    return np.ascontiguousarray(np.broadcast_to(picture[..., :3], (*picture.shape[:2], 3)))
