@@ -76,8 +76,8 @@ class TorchBackend(Backend):
         """Return a source; the normalisation of a torch `Dataset` is read from its transform."""
         if isinstance(data, torch.utils.data.IterableDataset):
             raise DataError(
-                "an IterableDataset has no indices, so its rows cannot be shared out or resumed; use record() "
-                "with a loop of your own"
+                "an IterableDataset has no indices, so its rows cannot be shared out or resumed; use "
+                "record() with a loop of your own"
             )
         if isinstance(data, torch.utils.data.Dataset):
             return TorchSource(data, preprocess=_normalisation(getattr(data, "transform", None)))
@@ -249,7 +249,7 @@ class TorchSession(Session):
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluation mode without gradients; every module gets its own mode back."""
+        """Run in evaluation mode without gradients; every module gets its own mode back."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
@@ -454,9 +454,9 @@ class _DeviceMemory:
 
     def __init__(self, layout: Layout, memory: Memory, slabs: Sequence[Slab], device: torch.device) -> None:
         self._layout, self._memory, self._device = layout, memory, device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # Registering memory of our own locks just its bytes; torch's pinned allocator rounds up to 2**n.
-        self._check(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+        self._check(_cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
         self._locked = True
         self._device_slabs = [
             torch.empty(layout.device_bytes, dtype=torch.uint8, device=device) for _ in range(self._N_SLABS)
@@ -497,11 +497,15 @@ class _DeviceMemory:
         self._stream.synchronize()
         if self._locked:
             self._locked = False
-            self._check(torch.cuda.cudart().cudaHostUnregister(self._memory.ctypes.data))
+            self._check(_cudart().cudaHostUnregister(self._memory.ctypes.data))
 
     def _check(self, status: Any) -> None:
         if int(status) != 0:
             raise CaptureError(f"the GPU's driver cannot lock host memory: {status}; give less memory")
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 def _tap_views(layout: Layout, slab: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from ..capture.specs import LoadedModel
 
 
 def load_model(name: str, options: dict[str, Any]) -> LoadedModel:
-    """Build a model; without `weights` they are random, from a fixed seed, so that a rebuilt model is the same.
+    """Build a model; without `weights` they are random, from a fixed seed: a rebuilt model is the same.
 
     Raises:
         SelectionError: torchvision has no such model or weights.
@@ -66,7 +66,7 @@ def load_data(name: str, options: dict[str, Any]) -> Any:
 
 def _build(name: str, weights: Any, options: dict[str, Any]) -> torch.nn.Module:
     try:
-        return torchvision.models.get_model(name, weights=weights, **options)
+        model: torch.nn.Module = torchvision.models.get_model(name, weights=weights, **options)
     except (URLError, OSError) as error:
         file = weights.url.rpartition("/")[2] if weights is not None else name
         raise DataError(
@@ -75,6 +75,7 @@ def _build(name: str, weights: Any, options: dict[str, Any]) -> torch.nn.Module:
         ) from error
     except (TypeError, ValueError) as error:
         raise DataError(f"torchvision:{name} cannot be built: {error}") from error
+    return model
 
 
 def _preprocess(weights: Any) -> Preprocess | None:

@@ -141,8 +141,8 @@ class Session(ABC):
     def prediction(self, output: Any) -> Any:
         """Return the predicted label of each row where `output` is (or holds) logits, else None."""
         logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
-        shape = getattr(logits, "shape", ())
-        if logits is None or len(shape) != 2 or shape[1] < 2:
+        shape: tuple[int, ...] = tuple(getattr(logits, "shape", ()))
+        if len(shape) != 2 or shape[1] < 2:
             return None
         return self.to_numpy(logits).argmax(1)
 

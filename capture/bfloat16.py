@@ -64,7 +64,7 @@ class BFloat16(ZDType[Any, Any], HasItemSize):
 
     def cast_scalar(self, data: object) -> Any:
         """Return `data` as a bfloat16 scalar."""
-        return BFLOAT16.type(data)  # type: ignore[arg-type]
+        return BFLOAT16.type(data)
 
     def default_scalar(self) -> Any:
         """Return zero."""

@@ -16,7 +16,7 @@ import numpy as np
 from .errors import FormatError, PlanError
 
 Json = dict[str, Any]
-Buffer = bytes | bytearray | memoryview | np.ndarray[Any, Any]
+Bytes = bytes | bytearray | memoryview
 
 #: What `--codec` accepts.
 CODECS = ("none", "lz4", "zstd")
@@ -39,14 +39,13 @@ class Codec:
             return [{"name": "zstd", "configuration": {"level": 1, "checksum": False}}]
         return []
 
-    def encode(self, data: Buffer) -> Buffer:
+    def encode(self, data: Bytes) -> Bytes:
         """Return `data` encoded; with `none`, `data` itself and no copy."""
         if self.name == "none":
             return data
-        encoded: Buffer = _numcodec(self.name, self.itemsize).encode(data)
-        return encoded
+        return memoryview(_numcodec(self.name, self.itemsize).encode(data)).cast("B")
 
-    def decode(self, data: Buffer, n_bytes: int) -> Buffer:
+    def decode(self, data: Bytes, n_bytes: int) -> Bytes:
         """Return the `n_bytes` that were encoded as `data`.
 
         Raises:
@@ -54,17 +53,15 @@ class Codec:
 
         """
         if self.name == "none":
-            decoded: Buffer = data
+            decoded = memoryview(data)
         else:
-            out = np.empty(n_bytes, np.uint8)
+            out = np.empty(n_bytes, np.uint8).data
             try:
-                decoded = _numcodec(self.name, self.itemsize).decode(data, out)
+                decoded = memoryview(_numcodec(self.name, self.itemsize).decode(data, out))
             except (RuntimeError, ValueError) as error:
                 raise FormatError(f"a chunk does not decode with {self.name}: {error}") from error
-        if memoryview(decoded).nbytes != n_bytes:
-            raise FormatError(
-                f"a chunk decodes to {memoryview(decoded).nbytes} bytes and should hold {n_bytes}"
-            )
+        if decoded.nbytes != n_bytes:
+            raise FormatError(f"a chunk decodes to {decoded.nbytes} bytes and should hold {n_bytes}")
         return decoded
 
     def _blosc(self) -> Json:

@@ -57,6 +57,7 @@ class DurableFile:
             buffers: what to write.
             direct: past the page cache, where the system has that. The file's length and every buffer's
                 address and length must be multiples of `PAGE`.
+
         """
         direct = direct and self._set_direct(True)
         try:

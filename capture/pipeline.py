@@ -244,7 +244,7 @@ class Pipeline:
         for ready in slot.ready:
             ready()
         array = self.layout.arrays[i]
-        slabs = [memoryview(slab.memory).toreadonly() for slab in slot.slabs]
+        slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
         path = self.store.shard_path(array, slot.block)
         record = write_shard(path, array, self.layout, slabs, slot.n_rows)
         with self._lock:

@@ -189,12 +189,9 @@ def parse_bytes(text: str | int) -> int:
 
 def show_bytes(n_bytes: float) -> str:
     """Return a number of bytes as people read it: `1.5GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(n_bytes) < 1024:
-            break
-        n_bytes /= 1024
-    else:
-        unit = "TiB"
+    power = max(0, min(4, (int(n_bytes).bit_length() - 1) // 10))
+    unit = ("B", "KiB", "MiB", "GiB", "TiB")[power]
+    n_bytes /= 1024**power
     return f"{n_bytes:.0f}{unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.3g}{unit}"
 
 

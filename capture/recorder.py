@@ -391,7 +391,7 @@ class Recorder:
             for i, tap in enumerate(manifest.layout.taps):
                 sample = np.ascontiguousarray(self._session.sample(i).astype(tap.dtype, copy=False))
                 raw += sample.nbytes
-                encoded += memoryview(tap.encoding.encode(sample.view(np.uint8).data)).nbytes
+                encoded += len(tap.encoding.encode(sample.view(np.uint8).reshape(-1).data))
         return store_bytes(manifest.layout, manifest.n_rows or 0, raw / encoded)
 
     def _picture(self, inputs: Any) -> NDArray[np.uint8] | None:

@@ -54,6 +54,7 @@ def write_shard(
         slabs: the block's slabs, in order, read-only.
         n_rows: rows of the block that exist; fewer than `layout.block_rows` in the last block alone. What
             its last inner chunk lacks is written as zeros.
+
     """
     chunk_rows = layout.chunk_rows(array)
     chunk_bytes = chunk_rows * array.row_bytes
@@ -130,7 +131,7 @@ def _encoded(array: ArraySpec, pieces: list[memoryview], n_bytes: int) -> list[B
     if array.codec == "none":
         return buffers
     whole = buffers[0] if len(buffers) == 1 else b"".join(buffers)
-    return [memoryview(array.encoding.encode(whole)).cast("B")]
+    return [array.encoding.encode(whole)]
 
 
 def _crc_of(buffers: Sequence[Bytes]) -> int:

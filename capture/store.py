@@ -240,10 +240,11 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
 
     What cannot change a value (versions, names, the memory that shapes blocks) makes no difference.
     """
-    lines = []
-    for key in ("rows", "step_rows", "classes", "preprocess"):
-        if existing.get(key) != planned.get(key):
-            lines.append(f"{_MEANING.get(key, key)}: {existing.get(key)} there, {planned.get(key)} now")
+    lines = [
+        f"{_MEANING.get(key, key)}: {existing.get(key)} there, {planned.get(key)} now"
+        for key in ("rows", "step_rows", "classes", "preprocess")
+        if existing.get(key) != planned.get(key)
+    ]
     for group, key in (
         ("model", "backend"),
         ("model", "type"),
