@@ -76,7 +76,6 @@ class ArraysSession(Session):
 
         Raises:
             CaptureError: it returned no dict, or arrays of other shapes than before.
-
         """
         if self._sink is None:
             return self._function(*inputs, **kwargs)
@@ -149,8 +148,8 @@ class ArraysSession(Session):
         expected = (n_rows, *self._layout.taps[i].shape)
         if array.shape != expected:
             raise CaptureError(
-                f"{self._taps[i]} has shape {array.shape}; {expected} follows from the first batch. A tap keeps "
-                "the shape of its rows"
+                f"{self._taps[i]} has shape {array.shape}; {expected} follows from the first batch. "
+                "A tap keeps the shape of its rows: give inputs of one size"
             )
         for piece in pieces:
             view = array_view(self._layout, i, piece.slab.memory)

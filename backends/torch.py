@@ -145,14 +145,13 @@ class TorchSource(SampleSource):
 
         Raises:
             DataError: the values differ in shape.
-
         """
         tensors = [torch.as_tensor(value) for value in values]
         shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(shapes) > 1:
             raise DataError(
-                f"the inputs of one batch differ in shape: {', '.join(map(str, sorted(shapes)))}; resize or pad "
-                "them in the data set's transform"
+                f"the inputs of one batch differ in shape: {', '.join(map(str, sorted(shapes)))}; "
+                "resize or pad them in the data set's transform"
             )
         return torch.stack(tensors)
 
@@ -209,6 +208,7 @@ class TorchSession(Session):
         self._handles: list[RemovableHandle] = []
         self._sink: Sink | None = None
         self._kept: dict[TapName, Tensor] = {}
+        self._seen: list[TapName] = []
         self._types: dict[str, str] = {choice.layer.name: choice.layer.type for choice in choices}
         self._names: list[TapName] = []
         self._shapes: list[torch.Size] = []
@@ -263,6 +263,7 @@ class TorchSession(Session):
         """Keep copies of what a layer gave in the first step."""
         for path, tensor in flatten(output, lambda value: isinstance(value, Tensor)):
             tap = TapName(choice.layer.name, call, path)
+            self._seen.append(tap)
             if choice.takes(tap):
                 _check_tensor(tap, tensor, self._n_rows)
                 self._kept[tap] = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -273,14 +274,13 @@ class TorchSession(Session):
         for hook in self._hooks:
             name = hook.choice.layer.name
             taps = [tap for tap in self._kept if tap.layer == name]
-            if not taps:
+            seen = [tap for tap in self._seen if tap.layer == name]
+            if not seen:
                 raise CaptureError(_silent(hook))
             for wanted in hook.choice.only:
-                if not any(
-                    tap.call == wanted.call and tap.path[: len(wanted.path)] == wanted.path for tap in taps
-                ):
+                if not any(Choice(hook.choice.layer, frozenset((wanted,))).takes(tap) for tap in taps):
                     raise CaptureError(
-                        f"{name} gave no {wanted} in the first forward; it gave {', '.join(map(str, taps))}"
+                        f"{name} gave no {wanted} in the first forward; it gave {', '.join(map(str, seen))}"
                     )
             hook.calls = [[] for _ in range(max(tap.call for tap in taps))]
             for tap in taps:
@@ -333,7 +333,6 @@ class TorchSession(Session):
 
         Raises:
             CaptureError: it is no tensor, or of another shape than in the first step.
-
         """
         index = tap.index
         whole = self._whole
@@ -351,7 +350,6 @@ class TorchSession(Session):
 
         Raises:
             CaptureError: it is not there this time.
-
         """
         try:
             return follow(output, tap.path)
@@ -362,15 +360,17 @@ class TorchSession(Session):
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._sink is not None
-        self._n_rows = _batch_rows((*args, *kwargs.values()))
+        n_rows = _batch_rows((*args, *kwargs.values()))
         self.copies = self._whole = None
         self.learning = False
-        pieces = self._sink.begin(self._n_rows)
+        pieces = self._sink.begin(n_rows)  # finishes the step before, which has rows of its own
+        self._n_rows = n_rows
         self._step += 1
         for hook in self._hooks:
             hook.call = 0
         if pieces is None:
             self._kept.clear()
+            self._seen.clear()
             self.learning = True
         elif pieces:
             self._aim(pieces)

@@ -19,7 +19,6 @@ def load_model(name: str, options: dict[str, Any]) -> LoadedModel:
     Raises:
         SelectionError: torchvision has no such model or weights.
         DataError: the weights are not on this machine and cannot be downloaded.
-
     """
     known = torchvision.models.list_models()
     if name not in known:
@@ -45,7 +44,6 @@ def load_data(name: str, options: dict[str, Any]) -> Any:
     Raises:
         SelectionError: torchvision has no such data set.
         DataError: its files are not there.
-
     """
     known = torchvision.datasets.__all__
     if name not in known:

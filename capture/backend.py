@@ -107,7 +107,6 @@ class Session(ABC):
 
         Raises:
             CaptureError: a chosen layer did not run, or gave nothing that can be captured.
-
         """
 
     @abstractmethod
@@ -167,7 +166,6 @@ class Backend(ABC):
 
         Raises:
             SelectionError: a pattern matches nothing.
-
         """
 
     def describe(self, model: Any) -> Json:
@@ -183,7 +181,6 @@ class Backend(ABC):
 
         Raises:
             DataError: it cannot be read by index.
-
         """
         return as_source(data)
 
@@ -192,7 +189,6 @@ class Backend(ABC):
 
         Raises:
             PlanError: there is no such device.
-
         """
         if device not in (None, "cpu"):
             raise PlanError(f"the backend {self.name!r} has no device {device!r}")
@@ -209,7 +205,6 @@ def backend_named(name: str) -> Backend:
     Raises:
         SelectionError: there is none of that name.
         MissingPackageError: its framework is not installed.
-
     """
     found = {point.name: point for point in entry_points(group="layertap.backends")}
     if name in BACKENDS:
@@ -233,7 +228,6 @@ def backend_for(model: Any) -> Backend:
 
     Raises:
         PlanError: none does.
-
     """
     for name, (framework, _) in BACKENDS.items():
         if framework is not None and framework in sys.modules:

@@ -98,9 +98,9 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
     except LayertapError:
         raise
     except Exception as error:
+        what = f"the first rows of {data}" if data else f"an input of shape {size}"
         raise PlanError(
-            f"{model} does not run on {'the first rows of ' + data if data else 'an input of shape ' + size}: "
-            f"{error}. Name DATA that fits it, or another --size"
+            f"{model} does not run on {what}: {error}. Name DATA that fits it, or another --size"
         ) from error
     rows = []
     for one in found:
@@ -288,10 +288,10 @@ def _announce(store: str, manifest: Any, n_done: int, memory: str) -> None:
     if n_done == manifest.n_rows:
         click.echo(f"{store} is complete already; nothing is changed", err=True)
         return
-    total = store_bytes(layout, manifest.n_rows)
+    total, free = store_bytes(layout, manifest.n_rows), free_bytes(Path(store))
     most = "up to " if any(tap.codec != "none" for tap in layout.taps) else ""
     click.echo(
-        f"{manifest.n_rows:,} rows: writes {most}{show_bytes(total)}; {show_bytes(free_bytes(Path(store)))} free. "
+        f"{manifest.n_rows:,} rows: writes {most}{show_bytes(total)}; {show_bytes(free)} free. "
         f"Blocks of {layout.block_rows} rows ({show_bytes(layout.block_bytes)}) in {memory} of memory.",
         err=True,
     )

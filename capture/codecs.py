@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from .errors import FormatError, PlanError
 
 Json = dict[str, Any]
@@ -50,14 +48,12 @@ class Codec:
 
         Raises:
             FormatError: `data` does not decode to that many bytes.
-
         """
         if self.name == "none":
             decoded = memoryview(data)
         else:
-            out = np.empty(n_bytes, np.uint8).data
-            try:
-                decoded = memoryview(_numcodec(self.name, self.itemsize).decode(data, out))
+            try:  # into memory of its own: in a longer one the rest would stay what it was, unnoticed
+                decoded = memoryview(_numcodec(self.name, self.itemsize).decode(data))
             except (RuntimeError, ValueError) as error:
                 raise FormatError(f"a chunk does not decode with {self.name}: {error}") from error
         if decoded.nbytes != n_bytes:
@@ -79,7 +75,6 @@ def check_codec(name: str) -> str:
 
     Raises:
         PlanError: it is none.
-
     """
     if name not in CODECS:
         raise PlanError(f"there is no codec {name!r}; choose one of {', '.join(CODECS)}")

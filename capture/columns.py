@@ -28,7 +28,6 @@ def column_spec(
 
     Raises:
         DataError: they are not numbers, texts or arrays of one shape.
-
     """
     if _is_text(values):
         width, dtype = text_bytes or TEXT_BYTES, np.dtype(np.uint8)
@@ -51,7 +50,6 @@ def column_values(column: ArraySpec, values: Any) -> Any:
 
     Raises:
         DataError: rows of another shape, or a text that is too long.
-
     """
     if column.dims[-1] == text_dim(column.name):
         return _encode(values, column)
@@ -87,7 +85,7 @@ def _encode(values: Sequence[str], column: ArraySpec) -> NDArray[np.uint8]:
         data = text.encode()
         if len(data) > width:
             raise DataError(
-                f"a text of {column.name!r} has {len(data)} bytes, and {width} are kept for each: {text[:60]}..."
+                f"a text of {column.name!r} has {len(data)} bytes and {width} are kept for each: {text[:60]}..."
             )
         row[: len(data)] = np.frombuffer(data, np.uint8)
     return encoded

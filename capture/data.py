@@ -55,7 +55,7 @@ class Preprocess:
     """Side of the square that is cropped from the middle; None for `resize`."""
 
     def __call__(self, pictures: Pictures) -> NDArray[np.float32]:
-        """Turn uint8 pictures (rows, height, width, channels) into float32 (rows, channels, height, width)."""
+        """Turn uint8 pictures (rows, height, width, channels) into float32 (rows, channels, y, x)."""
         values = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).astype(np.float32)
         values /= np.float32(255)
         shape = (1, -1, 1, 1)
@@ -86,10 +86,12 @@ class Preprocess:
             values = values * np.asarray(self.std, np.float32).reshape(shape)
         if self.mean is not None:
             values = values + np.asarray(self.mean, np.float32).reshape(shape)
-        low, high = (f(values, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+        finite = np.isfinite(values)  # one bad pixel must not make the others of its row invisible
+        low = np.min(values, axis=(1, 2, 3), keepdims=True, where=finite, initial=np.inf)
+        high = np.max(values, axis=(1, 2, 3), keepdims=True, where=finite, initial=-np.inf)
         outside = (low < -1e-3) | (high > 1 + 1e-3)
-        span = np.where(high > low, high - low, 1)
-        values = np.where(outside, (values - low) / span, values)
+        stretch = outside & (high > low)
+        values = np.where(outside, (values - np.where(outside, low, 0)) / np.where(stretch, high - low, 1), values)
         values = np.nan_to_num(np.clip(values, 0, 1))
         return np.rint(values * 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
@@ -136,7 +138,6 @@ class PictureFolder(Source):
     Raises:
         StoreNotFoundError: there is no such folder.
         DataError: it holds no pictures.
-
     """
 
     def __init__(
@@ -175,7 +176,6 @@ class PictureFolder(Source):
 
         Raises:
             DataError: a picture does not decode, or differs in size from the first of the batch.
-
         """
         names = [self.ids[row] for row in rows]
         decoded = [self._decode(name) for name in names]
@@ -242,7 +242,6 @@ class ArraySource(Source):
 
     Raises:
         DataError: inputs and labels differ in length.
-
     """
 
     def __init__(
@@ -332,7 +331,7 @@ class SampleSource(Source):
         if not inputs:
             return Batch(rows, (), kwargs, {k: v for k, v in columns.items() if v is not None})
         if hasattr(inputs[0], "convert"):
-            pictures = np.stack([np.asarray(_resized(i.convert("RGB"), self.preprocess)) for i in inputs])
+            pictures = _stacked([np.asarray(_resized(i.convert("RGB"), self.preprocess)) for i in inputs])
             columns["picture"] = pictures
             stacked: Any = self.preprocess(pictures)
         else:
@@ -345,13 +344,8 @@ class SampleSource(Source):
 
         Raises:
             DataError: they differ in shape.
-
         """
-        arrays = [np.asarray(value) for value in values]
-        shapes = {array.shape for array in arrays}
-        if len(shapes) > 1:
-            raise DataError(f"the inputs of one batch differ in shape: {', '.join(map(str, sorted(shapes)))}")
-        return np.stack(arrays)
+        return _stacked([np.asarray(value) for value in values])
 
     def label_column(self, rows: range, labels: Sequence[Any]) -> Values | None:
         """Return labels as a column, or None where they are not one number for each row."""
@@ -392,19 +386,28 @@ def prefetched(source: Source, steps: Sequence[range], workers: int) -> Iterator
         pool.shutdown(cancel_futures=True)
 
 
+def _stacked(arrays: Sequence[Values]) -> Values:
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1:
+        raise DataError(f"the inputs of one batch differ in shape: {', '.join(map(str, sorted(shapes)))}")
+    return np.stack(arrays)
+
+
 def _resized(image: Any, preprocess: Preprocess) -> Any:
     from PIL import Image
 
     width, height = image.size
     if preprocess.resize is not None:
-        scale = preprocess.resize / min(width, height)
         # The longer side is cut down to whole pixels, as torchvision does.
-        size = tuple(
-            preprocess.resize if side == min(width, height) else int(side * scale) for side in (width, height)
-        )
+        size = tuple(int(preprocess.resize * side / min(width, height)) for side in (width, height))
         image = image.resize(size, Image.Resampling.BILINEAR)
     side = preprocess.crop or preprocess.resize
     if side is None:
         return image
-    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    left, top = (_margin(length, side) for length in image.size)
     return image.crop((left, top, left + side, top + side))
+
+
+def _margin(length: int, side: int) -> int:
+    """Return where a middle of `side` pixels begins; below 0 there is a black margin, as torchvision has."""
+    return round((length - side) / 2) if length >= side else -((side - length) // 2)

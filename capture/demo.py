@@ -1,8 +1,8 @@
 """The demonstration: a small network, real handwritten digits, a store, and its pictures.
 
-The digits are the 1,797 of scikit-learn's wheel (8 x 8 pixels, 17 grey levels; E. Alpaydin, C. Kaynak, "Optical
-Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998), scaled up to 32 x 32 so that three
-layers with pooling between them have something to show.
+The digits are the 1,797 of scikit-learn's wheel (8 x 8 pixels, 17 grey levels; E. Alpaydin, C. Kaynak,
+"Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998), scaled up to 32 x 32 so
+that three layers with pooling between them have something to show.
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ def dtype_name(dtype: DType) -> str:
 
     Raises:
         FormatError: a store cannot hold it.
-
     """
     try:
         return _NAMES[np.dtype(dtype).newbyteorder("=")]
@@ -55,7 +54,6 @@ def named_dtype(name: str) -> DType:
 
     Raises:
         FormatError: this version knows no such type.
-
     """
     try:
         return DTYPES[name]

@@ -57,7 +57,6 @@ class DurableFile:
             buffers: what to write.
             direct: past the page cache, where the system has that. The file's length and every buffer's
                 address and length must be multiples of `PAGE`.
-
         """
         direct = direct and self._set_direct(True)
         try:
@@ -94,14 +93,16 @@ class DurableFile:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         fd, self._fd = self._fd, -1
+        durable = False
         try:
             if kind is None:
                 getattr(os, "fdatasync", os.fsync)(fd)
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                durable = True
         finally:
             os.close(fd)
-            if kind is not None:
+            if not durable:
                 part(self.path).unlink(missing_ok=True)
 
 

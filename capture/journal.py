@@ -28,7 +28,6 @@ class StoreLock:
 
     Raises:
         StoreError: another process holds it.
-
     """
 
     def __init__(self, path: Path) -> None:

@@ -114,7 +114,6 @@ class Pipeline:
             n_slots: blocks that are held in memory at most.
             n_writers: writer threads.
             on_commit: called by a writer after each commit.
-
         """
         self.layout: Layout = store.manifest.layout
         self.store = store
@@ -143,7 +142,6 @@ class Pipeline:
 
         Raises:
             CaptureError: the rows touch more blocks than there are slots.
-
         """
         step = self.layout.step_rows
         blocks = range(row // self.layout.block_rows, (row + n_rows - 1) // self.layout.block_rows + 1)

@@ -99,7 +99,6 @@ def plan_layout(
 
     Raises:
         PlanError: two steps do not fit the memory; the message says what would.
-
     """
     arrays = (*taps, *columns)
     step_bytes = slab_bytes(arrays, step_rows)
@@ -129,7 +128,6 @@ def slots_of(layout: Layout, settings: Settings) -> int:
 
     Raises:
         PlanError: not even two.
-
     """
     room = settings.memory_bytes - _reserve(layout.taps, layout.step_rows, settings)
     n_slots = min(3, room // layout.block_bytes)
@@ -163,7 +161,6 @@ def check_space(path: Path, n_bytes: int) -> None:
 
     Raises:
         NoSpaceError: with what is needed and what is free.
-
     """
     free = free_bytes(path)
     if n_bytes > free:
@@ -178,7 +175,6 @@ def parse_bytes(text: str | int) -> int:
 
     Raises:
         PlanError: it is none.
-
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}

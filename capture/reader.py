@@ -39,7 +39,6 @@ def open_run(path: str | os.PathLike[str], *, check: bool = False) -> Run:
     Raises:
         StoreNotFoundError: nothing is there.
         FormatError: it is not a store, or one of a newer format.
-
     """
     return Run(Path(path), check=check)
 
@@ -94,6 +93,7 @@ class Run:
             self._blocks = committed_blocks(self.path)
         except OSError as error:
             raise FormatError(f"{self.path} has no commit records: {error.strerror}") from error
+        self.__dict__.pop("stats", None)
         self._records: dict[int, tuple[int, tuple[ShardRecord, ...]]] = {}
 
     @property
@@ -124,7 +124,6 @@ class Run:
 
         Raises:
             StoreError: the block is not committed.
-
         """
         if block not in self._blocks:
             size = self.manifest.layout.block_rows
@@ -280,7 +279,12 @@ class Array:
     def _shard(self, block: int) -> Shard:
         record = self._run.record(block)[1][self._index]
         path = self._run.path / self._spec.path / shard_name(block, len(self._spec.dims))
-        return _open_shard(path, self._spec, self._run.manifest.layout, record)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise StoreError(f"{path} was committed and cannot be opened: {error.strerror}") from error
+        stamp = (status.st_ino, status.st_mtime_ns)
+        return _open_shard(path, self._spec, self._run.manifest.layout, record, stamp)
 
 
 class Tap(Array):
@@ -297,9 +301,11 @@ class Tap(Array):
 
 
 # A few shards stay open: their indexes need not be read and checked again. What falls out is closed when
-# nothing holds it any more.
+# nothing holds it any more. `stamp` tells a store from the one that it replaced: their records may be equal.
 @lru_cache(maxsize=64)
-def _open_shard(path: Path, spec: ArraySpec, layout: Any, record: ShardRecord) -> Shard:
+def _open_shard(
+    path: Path, spec: ArraySpec, layout: Any, record: ShardRecord, stamp: tuple[int, int]
+) -> Shard:
     return Shard(path, spec, layout, record)
 
 
@@ -309,7 +315,10 @@ def _selectors(key: Any, shape: tuple[int, ...], name: str) -> tuple[list[Select
     n_given = sum(k is not Ellipsis for k in keys)
     if n_given > len(shape):
         raise SelectionError(f"{name} has {len(shape)} axes; {n_given} were indexed")
-    if not any(k is Ellipsis for k in keys):
+    n_ellipses = len(keys) - n_given
+    if n_ellipses > 1:
+        raise SelectionError(f"{name} is indexed with one `...` at most; {n_ellipses} were given")
+    if n_ellipses == 0:
         keys.append(Ellipsis)
     at = next(i for i, k in enumerate(keys) if k is Ellipsis)
     keys[at : at + 1] = [slice(None)] * (len(shape) - n_given)
@@ -317,9 +326,12 @@ def _selectors(key: Any, shape: tuple[int, ...], name: str) -> tuple[list[Select
     dropped = set()
     for axis, (k, size) in enumerate(zip(keys, shape, strict=True)):
         if isinstance(k, slice):
-            selectors.append(k)
+            selectors.append(_checked(k, size, name))
             continue
-        array = np.asarray(k)
+        try:
+            array = np.asarray(k)
+        except (TypeError, ValueError) as error:
+            raise SelectionError(f"{name} cannot be indexed by {k!r} on axis {axis}: {error}") from None
         if array.dtype == np.bool_ and array.shape == (size,):
             array = np.flatnonzero(array)
         elif array.size == 0:
@@ -328,13 +340,21 @@ def _selectors(key: Any, shape: tuple[int, ...], name: str) -> tuple[list[Select
             raise SelectionError(
                 f"{name} is indexed by ints, slices, lists of ints and masks; axis {axis} got {k!r}"
             )
-        array = array.astype(np.intp)
         if array.size and (array.min() < -size or array.max() >= size):
             raise SelectionError(f"{name} has {size} entries on axis {axis}; {k!r} is outside")
+        array = array.astype(np.intp)
         if array.ndim == 0:
             dropped.add(axis)
         selectors.append(np.atleast_1d(np.where(array < 0, array + size, array)))
     return selectors, frozenset(dropped)
+
+
+def _checked(key: slice, size: int, name: str) -> slice:
+    try:
+        key.indices(size)
+    except (TypeError, ValueError) as error:
+        raise SelectionError(f"{name} cannot be indexed by {key}: {error}") from None
+    return key
 
 
 def _indices(selector: Selector, size: int) -> NDArray[np.intp]:

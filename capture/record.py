@@ -39,7 +39,8 @@ def record(
         model: what runs; a `torch.nn.Module`, or a function from a batch to a dict of arrays.
         path: the store to make. One whose capture was killed is gone on with: run the same loop again, and
             rows that are committed are not captured again.
-        layers: names, globs, `re:` expressions, `type:` names or callables; see `layertap.capture.taps.select`.
+        layers: names, globs, `re:` expressions, `type:` names or callables; see
+            `layertap.capture.taps.select`.
         dtype: cast floating-point values to `float16`, `bfloat16` or `float32`.
         codec: `none`, `lz4` (bit-shuffled) or `zstd`.
         memory: host memory that the engine may hold, `1GiB` for example.
@@ -59,7 +60,6 @@ def record(
         StoreExistsError: a finished store is there, or one of another plan.
         PlanError: what is asked for does not fit the memory.
         CaptureError: a tap did not fire, or its shape changed between batches.
-
     """
     return Recorder(
         model,
@@ -133,7 +133,6 @@ def record_dataset(
         NoSpaceError: the disk is too small.
         DataError: a sample cannot be used.
         Exception: and what `record` raises.
-
     """
     chosen = backend_named(backend) if backend else backend_for(model)
     if batch_size < 1:

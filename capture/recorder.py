@@ -148,7 +148,6 @@ class Recorder:
 
         Raises:
             CaptureError: the rows between are not committed, so the store would have a hole for ever.
-
         """
         self._finish_step()
         if self._n_rows is None and row > max(self.row, self.committed_rows):
@@ -169,7 +168,6 @@ class Recorder:
 
         Raises:
             DataError: a column is not as long as the batch, or was not there in the first batch.
-
         """
         if self._step is None or not self._ended:
             raise CaptureError("annotate() comes after the forward of its batch, and before the next")
@@ -350,7 +348,6 @@ class Recorder:
 
         Raises:
             StoreExistsError: it was made by another plan.
-
         """
         blocks = existing.layout.block_rows
         ours = replace(planned, layout=replace(planned.layout, block_rows=blocks))

@@ -54,7 +54,6 @@ def write_shard(
         slabs: the block's slabs, in order, read-only.
         n_rows: rows of the block that exist; fewer than `layout.block_rows` in the last block alone. What
             its last inner chunk lacks is written as zeros.
-
     """
     chunk_rows = layout.chunk_rows(array)
     chunk_bytes = chunk_rows * array.row_bytes
@@ -167,7 +166,6 @@ class Shard:
         StoreError: it cannot be opened.
         ChecksumError: it is not the file that was committed.
         FormatError: its index points outside it.
-
     """
 
     def __init__(self, path: Path, array: ArraySpec, layout: Layout, record: ShardRecord) -> None:

@@ -49,7 +49,6 @@ def load_model(spec: str) -> LoadedModel:
     Raises:
         SelectionError: there is none of that name.
         StoreNotFoundError: there is no such file.
-
     """
     if (file := _factory_file(spec)) is not None:
         return LoadedModel(_factory(*file)(), spec)
@@ -74,7 +73,6 @@ def load_data(spec: str, preprocess: Preprocess | None, *, skip_bad: bool = Fals
     Raises:
         SelectionError: there is none of that name.
         DataError: it cannot be used.
-
     """
     if (file := _factory_file(spec)) is not None:
         return _factory(*file)()
@@ -85,8 +83,8 @@ def load_data(spec: str, preprocess: Preprocess | None, *, skip_bad: bool = Fals
     prefix, _, rest = spec.partition(":")
     if prefix not in COLLECTIONS:
         raise SelectionError(
-            f"{spec!r} is no data set; write folder:PATH, torchvision:NAME?root=PATH, a .npy or .npz file, or "
-            "file.py:factory (a function that returns it)"
+            f"{spec!r} is no data set; write folder:PATH, torchvision:NAME?root=PATH, a .npy or .npz file, "
+            "or file.py:factory (a function that returns it)"
         )
     name, options = _options(rest)
     return _collection(prefix).load_data(name, options)

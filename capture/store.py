@@ -66,7 +66,6 @@ class Manifest:
 
         Raises:
             FormatError: it is of a newer format, or not of this form.
-
         """
         version = data.get("format") if isinstance(data, dict) else None
         if not isinstance(version, int) or isinstance(version, bool):
@@ -129,7 +128,6 @@ class StoreWriter:
         Raises:
             StoreExistsError: something is there already, and `overwrite` is false.
             StoreError: the folder cannot be made.
-
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +179,6 @@ def check_removable(path: Path) -> None:
 
     Raises:
         StoreExistsError: with the path; it is left as it is.
-
     """
     if path.is_dir() and not path.is_symlink():
         if not any(path.iterdir()):
@@ -202,7 +199,6 @@ def remove_store(path: Path) -> None:
 
     Raises:
         StoreExistsError: what is there is not a store; it is left as it is.
-
     """
     check_removable(path)
     doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
@@ -216,7 +212,6 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         StoreNotFoundError: nothing is there.
         FormatError: it is not a store, or one of a newer format.
-
     """
     if not path.exists():
         raise StoreNotFoundError(f"there is no store at {path}")
@@ -311,7 +306,6 @@ def read_record(path: Path, block: int, n_arrays: int) -> tuple[int, tuple[Shard
 
     Raises:
         ChecksumError: it is damaged.
-
     """
     file = commit_path(path, block)
     data = unsealed(file.read_bytes())

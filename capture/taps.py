@@ -20,6 +20,7 @@ Key = int | str
 Path = tuple[Key, ...]
 
 _TAP = re.compile(r"(?P<layer>.+?)(#(?P<call>[1-9]\d*))?(?P<path>(\[[^\[\]]+\])*)", re.DOTALL)
+_INT = re.compile(r"0|-?[1-9][0-9]*")
 _SAFE = re.compile(r"[A-Za-z0-9_.-]")
 
 
@@ -62,8 +63,7 @@ class TapName:
         if match is None:
             return cls(text)
         keys = re.findall(r"\[([^\[\]]+)\]", match["path"])
-        path = tuple(int(key) if re.fullmatch(r"\d+", key) else key for key in keys)
-        return cls(match["layer"], int(match["call"] or 1), path)
+        return cls(match["layer"], int(match["call"] or 1), tuple(_key(key) for key in keys))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,6 @@ def select(layers: Sequence[Layer], patterns: Patterns) -> list[Choice]:
 
     Raises:
         SelectionError: a pattern matches nothing; the closest names are shown.
-
     """
     if isinstance(patterns, str) or callable(patterns):
         patterns = [patterns]
@@ -137,7 +136,7 @@ def _matches(layers: Sequence[Layer], pattern: Pattern) -> list[tuple[str, TapNa
 def _compile(expression: str) -> re.Pattern[str]:
     try:
         return re.compile(expression)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise SelectionError(f"'re:{expression}' is no regular expression: {error}") from None
 
 
@@ -164,7 +163,7 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool], path: Path = ()) -> Iter
         yield path, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from flatten(item, is_leaf, (*path, key if isinstance(key, int) else str(key)))
+            yield from flatten(item, is_leaf, (*path, _key(key)))
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         for key in value._fields:
             yield from flatten(getattr(value, key), is_leaf, (*path, key))
@@ -181,41 +180,51 @@ def follow(value: Any, path: Path) -> Any:
 
     Raises:
         LookupError: nothing does.
-
     """
     for key in path:
         if isinstance(value, dict):
-            value = value[key] if key in value else value[str(key)]
-        elif isinstance(key, int):
+            if key not in value:  # `flatten` made a text or an int of it
+                key = next((other for other in value if _key(other) == key), key)
             value = value[key]
-        elif hasattr(value, key):
+        elif isinstance(key, int) and isinstance(value, list | tuple):
+            value = value[key]
+        elif isinstance(key, str) and hasattr(value, key):
             value = getattr(value, key)
         else:
             raise KeyError(key)
     return value
 
 
+def _key(key: Any) -> Key:
+    """Return a dict's key as its tap's name gives it back: an int where it reads as one, else a text."""
+    text = str(key)
+    return int(text) if _INT.fullmatch(text) else text
+
+
 def folder_name(name: str) -> str:
     """Return a folder name for a tap's or column's name: one name each, safe on every file system.
 
     Letters, digits, `_`, `-` and inner dots stay; any other byte of the UTF-8 text becomes `~` and two hex
-    digits. Long names are cut and end with a hash.
+    digits. Long names are cut and end with `~~` and a hash.
 
     Raises:
         PlanError: the name is empty.
-
     """
     if not name:
         raise PlanError("a tap or column needs a name that is not empty")
     escaped = "".join(c if _SAFE.fullmatch(c) else _escape(c) for c in name)
     if escaped[0] == ".":
         escaped = _escape(".") + escaped[1:]
+    if escaped[-1] == ".":  # Windows drops it
+        escaped = escaped[:-1] + _escape(".")
+    if escaped.lower() == "zarr.json":  # the group's own file
+        escaped = _escape(escaped[0]) + escaped[1:]
     if escaped.startswith("__"):  # Zarr keeps such names to itself
         escaped = _escape("_") + escaped[1:]
     if len(escaped) > 200:
         import hashlib
 
-        escaped = f"{escaped[:180]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        escaped = f"{escaped[:180]}~~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return escaped
 
 

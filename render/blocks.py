@@ -18,7 +18,7 @@ from .view import LayerView, RowView, View
 _TILE = 64  # pixels across that a tile should have
 _CELL = 28  # the same where it is a single value
 _SMALL_CELL = 10  # the same where there are many of these
-_WIDEST = 1800  # pixels across that many tiles side by side should not exceed
+_WIDEST = 1500  # pixels across that many tiles side by side should not exceed
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Block:
         """Return the scale that is true of row `i`, or None where its tiles have several or no values."""
         scale = self.scale
         if scale.low.ndim == 2 and scale.low.shape[1] == 1 and scale.low.shape[0] > 1:
-            scale = Scale(scale.colormap, scale.low[i], scale.high[i])
+            scale = Scale(scale.colormap, scale.low[i : i + 1], scale.high[i : i + 1])
         return scale if scale.single else None
 
 
@@ -110,8 +110,8 @@ def _block(layer: LayerView, facts: TileFacts, scale: Scale, rows: Sequence[RowV
     remarks, notes = [], []
     for mark, words, where in found:
         names = [view.row for view in rows] if by_row else list(layer.channels)
-        hit = where.any(axis=1 if by_row else 0)
-        remarks.append(Remark(mark, words, tuple(n for n, is_hit in zip(names, hit, strict=True) if is_hit)))
+        hit = np.flatnonzero(where.any(axis=1 if by_row else 0))
+        remarks.append(Remark(mark, words, tuple(names[i] for i in hit)))
         for view, line in zip(rows, where, strict=True):
             channels = [str(c) for c, is_hit in zip(layer.channels, line, strict=True) if is_hit]
             if channels:
@@ -139,7 +139,9 @@ def _found(facts: TileFacts, scale: Scale) -> list[tuple[Mark, str, NDArray[np.b
 def number(value: float) -> str:
     """Return `value` in three significant digits, short: 0, 1.25, 3.1e-5."""
     mantissa, e, exponent = f"{value:.3g}".partition("e")
-    return mantissa.replace("-0", "0", 1) if mantissa == "-0" else mantissa + (f"e{int(exponent)}" if e else "")
+    if e:
+        return f"{mantissa}e{int(exponent)}"
+    return "0" if mantissa == "-0" else mantissa
 
 
 def listing(tiles: Sequence[int], fits: Callable[[str], bool]) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError
 from .blocks import Block, Remark, listing, number, scaled, tile_columns, tile_factor
-from .colormaps import palette
 from .lettering import shorten, text_width, wrap
 from .sheet import Bar, Ink, Panel, Photo, Sheet, Text
-from .spec import GridSpec, MontageSpec
+from .spec import GridSpec, MontageSpec, Spec
 from .view import RowView, View
 
 MARGIN = 18
@@ -24,8 +26,19 @@ NARROWEST = 132  # a block's width, so that its name can be read
 
 TITLE, NAME, CLASS, NOTE, NUMBER = 15.0, 13.0, 13.0, 10.0, 9.0  # text sizes
 NOTE_LINE = 14  # pixels from one line of notes to the next
-PHOTO_SIDE = 144
+PHOTO_SIDE = 160
+ALIGNED = 48  # blocks whose heights differ by no more have their bars in one line
+SHORTEST_BAR, LONGEST_BAR = 100, 320
+WIDTH_OF_WORDS = 300  # the least that a montage leaves for its words
 LARGEST = 200_000_000  # pixels of a sheet
+
+
+_SCOPES = {
+    "layer": "one scale for the layer",
+    "figure": "one scale for the figure",
+    "row": "a scale for each row",
+    "channel": "a scale for each channel",
+}
 
 
 class _Page:
@@ -38,10 +51,12 @@ class _Page:
         self.texts: list[Text] = []
         self.notes: list[str] = []
 
-    def sheet(self, width: float, height: float) -> Sheet:
+    def sheet(self, width: int, height: int, title: str | None) -> Sheet:
+        """Return the sheet, wide enough for its title."""
+        title_width = text_width(title, TITLE, bold=True) if title else 0
         return Sheet(
-            int(width),
-            int(height),
+            max(width, round(title_width) + 2 * MARGIN),
+            height,
             tuple(self.panels),
             tuple(self.photos),
             tuple(self.bars),
@@ -64,8 +79,8 @@ class _Page:
         """Draw the bar of a row of `block`, or say why there is none; return where it ends."""
         scale = block.row_scale(row)
         if scale is None:
-            several = block.scale.low.size > 1
-            return self.lines(x, y, ["a scale for each channel" if several else "no finite value"])
+            finite = bool(np.isfinite(block.scale.high).any())
+            return self.lines(x, y, ["no bar: the scales differ" if finite else "no finite value"])
         low, high = scale.limits
         self.bars.append(Bar(x, y, BAR_HEIGHT, scale.bar(width), scale.colormap, low, high))
         y += BAR_HEIGHT + 11
@@ -77,15 +92,40 @@ class _Page:
             self.texts.append(Text(zero, y, "0", NUMBER, "center"))
         return y + 3
 
-    def remarks(self, x: int, y: int, width: int, block: Block) -> int:
-        """Write what each mark stands for behind a sample of it; return where they end."""
+    def numbers(self, panel: Panel, labels: Sequence[str]) -> None:
+        """Write a label above each tile, as far as there are labels."""
+        for i, label in enumerate(labels):
+            x, y = panel.place(i)
+            self.texts.append(Text(x, y - 3, label, NUMBER, ink=Ink.GREY))
+
+    def caption(self, x: int, y: int, width: int, block: Block, spec: Spec) -> int:
+        """Write what is shown and on which scale, and what each mark stands for behind a sample of it."""
+        scope = _SCOPES[spec.scope] if isinstance(spec.scope, str) else "the scale was given"
+        said = [_shown(block), block.layer.note, scope]
+        y = self.lines(x, y, [line for text in said for line in wrap(text, width, NOTE)])
         for remark in block.remarks:
             y += NOTE_LINE
             swatch = np.full((1, 1, 1), remark.mark, np.uint8)
-            self.panels.append(Panel(x + 1, y - 11, swatch, 1, 9, 1, 1, block.scale.colormap, framed=True))
+            self.panels.append(Panel(x + 1, y - 11, swatch, 1, 9, 2, 2, block.scale.colormap, framed=True))
             self.texts.append(Text(x + 16, y - 3, _remark(remark, width - 16), NOTE, ink=Ink.GREY))
         self.notes += block.notes
         return y
+
+
+def _clear(zero: float, x: int, width: int, ends: tuple[str, str]) -> bool:
+    """Return whether a 0 below a bar keeps clear of the numbers at its ends."""
+    room = text_width("0", NUMBER) / 2 + 4
+    left, right = (text_width(end, NUMBER) for end in ends)
+    return x + left + room < zero < x + width - right - room
+
+
+def _shown(block: Block) -> str:
+    """Return how many channels are drawn, and how they were chosen."""
+    layer = block.layer
+    n = len(layer.channels)
+    units = layer.unit if layer.n_channels == 1 else f"{layer.unit}s"
+    amount = f"all {n} {units}" if n == layer.n_channels > 1 else f"{n} of {layer.n_channels} {units}"
+    return amount + (f", by {layer.ranked_by}" if layer.ranked_by else "")
 
 
 def grid(view: View, spec: GridSpec) -> Sheet:
@@ -95,31 +135,119 @@ def grid(view: View, spec: GridSpec) -> Sheet:
         DrawError: the sheet would be too large.
 
     """
-    page, blocks = _Page(), scaled(view, spec)
-    left, y = MARGIN, MARGIN
-    if spec.title:
-        page.texts.append(Text(left, y + 14, spec.title, TITLE, bold=True))
-        y += 30
-    photo_width = _photo_column(view)
-    x = left + (photo_width + COLUMN_GAP if photo_width else 0)
-    columns = []
-    for block in blocks:
-        placed = _Column.of(block, spec, x)
-        about = _about(block)
-        page.head(x, y, placed.width, block.layer.name, about)
-        columns.append(placed)
-        x += placed.width + COLUMN_GAP
-    _check_size(x, sum(c.height for c in columns[:1]) * len(view.rows))
+    page, y = _Page(), MARGIN
+    y = _title(page, spec, y)
+    photo_width = _photo_width(view)
+    columns: list[_Column] = []
+    x = MARGIN + (photo_width + COLUMN_GAP if photo_width else 0)
+    for block in scaled(view, spec):
+        columns.append(_column(block, spec, x))
+        x += columns[-1].width + COLUMN_GAP
+    _check_size(x, max(c.height for c in columns) * len(view.rows))
+    for c in columns:
+        page.head(c.x, y, c.width, c.block.layer.name, _about(c.block))
     y += HEAD_ROOM
-    ends = [y]
+    bottom = y
     for i, row in enumerate(view.rows):
-        last = i == len(view.rows) - 1
-        below = [_row_of_blocks(page, c, i, y, columns, spec, last) for c in columns]
+        y = bottom + (LINE_GAP if i else 0)
+        ends = [_tiles_of_row(page, columns, c, i, y, spec, last=row is view.rows[-1]) for c in columns]
         if photo_width:
-            below.append(_photo(page, row, left, y, photo_width))
-        ends.append(max(below))
-        y = ends[-1] + LINE_GAP
-    return _finish(page, x - COLUMN_GAP + MARGIN, ends[-1] + MARGIN, spec.title)
+            ends.append(_photo(page, row, MARGIN, y, photo_width))
+        bottom = max(ends)
+    return page.sheet(x - COLUMN_GAP + MARGIN, bottom + MARGIN, spec.title)
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """A layer's place in a grid: how its tiles stand, and how wide it is."""
+
+    block: Block
+    x: int
+    factor: int
+    n_columns: int
+    numbered: bool
+
+    @property
+    def width(self) -> int:
+        return max(self.panel(0, 0).size[0], NARROWEST)
+
+    @property
+    def height(self) -> int:
+        return self.panel(0, 0).size[1]
+
+    def panel(self, row: int, y: int) -> Panel:
+        tiles, gap_y = self.block.tiles[row], TILE_GAP + (NUMBER_ROOM if self.numbered else 0)
+        scale = self.block.scale
+        return Panel(
+            self.x, y, tiles, self.n_columns, self.factor, TILE_GAP, gap_y, scale.colormap, scale.diverging
+        )
+
+
+def _column(block: Block, spec: GridSpec, x: int) -> _Column:
+    _, n, height, width = block.tiles.shape
+    n_columns = tile_columns(n, spec)
+    factor = tile_factor((height, width), n, n_columns, spec)
+    _check_size(n_columns * width * factor, -(-n // n_columns) * height * factor)
+    numbered = spec.numbers and _number_width(block.layer.channels) <= width * factor + TILE_GAP - 3
+    return _Column(block, x, factor, n_columns, numbered)
+
+
+def _tiles_of_row(
+    page: _Page, columns: list[_Column], column: _Column, i: int, y: int, spec: GridSpec, *, last: bool
+) -> int:
+    """Put the tiles of row `i` of one layer at `y`, with bar and caption where they are due."""
+    panel = column.panel(i, y + NUMBER_ROOM)
+    page.panels.append(panel)
+    if column.numbered:
+        page.numbers(panel, [str(channel) for channel in column.block.layer.channels])
+    y = panel.y + column.height
+    if not last and spec.scope != "row":
+        return y
+    # The bars of blocks that are nearly as high as each other stand in one line.
+    short = max(c.height for c in columns) - column.height
+    y += (short if short <= ALIGNED else 0) + 12
+    width = max(panel.size[0], SHORTEST_BAR)
+    y = page.bar(column.x, y, width, column.block, i)
+    return page.caption(column.x, y, column.width, column.block, spec) if last else y
+
+
+def _photo_width(view: View) -> int:
+    """Return the width of the column that shows and names the rows; 0 where there is nothing to show."""
+    sizes = [_photo_at(row.picture, 0, 0).size[0] for row in view.rows if row.picture is not None]
+    known = any(row.true or row.predicted for row in view.rows)
+    return max([NARROWEST, *sizes]) if sizes or known or len(view.rows) > 1 else 0
+
+
+def _photo_at(picture: NDArray[np.uint8], x: int, y: int) -> Photo:
+    """Place a picture, magnified by a whole number; a large one is averaged down by one."""
+    largest = max(picture.shape[:2])
+    divisor = max(1, round(largest / PHOTO_SIDE)) if largest > 2 * PHOTO_SIDE else 1
+    if divisor > 1:
+        height, width = (n // divisor for n in picture.shape[:2])
+        whole = picture[: height * divisor, : width * divisor].astype(np.float32)
+        means = whole.reshape(height, divisor, width, divisor, 3).mean(axis=(1, 3))
+        picture, largest = np.rint(means).astype(np.uint8), max(height, width)
+    return Photo(x, y, picture, max(1, round(PHOTO_SIDE / largest)))
+
+
+def _photo(page: _Page, row: RowView, x: int, y: int, width: int) -> int:
+    name = f"row {row.row}" + (f" · {row.name}" if row.name and row.name != str(row.row) else "")
+    page.texts.append(Text(x, y + NUMBER_ROOM - 3, shorten(name, width, NUMBER), NUMBER, ink=Ink.GREY))
+    y += NUMBER_ROOM
+    if row.picture is not None:
+        page.photos.append(_photo_at(row.picture, x, y))
+        y += page.photos[-1].size[1] + 4
+    if row.true:
+        y += 17
+        page.texts.append(Text(x, y - 3, shorten(row.true, width, CLASS, bold=True), CLASS, bold=True))
+    if row.predicted:
+        words = shorten(f"predicted {row.predicted}", width, NOTE)
+        y = page.lines(x, y, [words], Ink.BLACK)
+    if row.right is not None:
+        outcome, ink = ("right", Ink.RIGHT) if row.right else ("wrong", Ink.WRONG)
+        y += NOTE_LINE
+        page.texts.append(Text(x, y - 3, outcome, NOTE, ink=ink, bold=True))
+    return y
 
 
 def montage(view: View, spec: MontageSpec) -> Sheet:
@@ -129,70 +257,94 @@ def montage(view: View, spec: MontageSpec) -> Sheet:
         DrawError: the sheet would be too large.
 
     """
-    page = _Page()
-    x, y, right = MARGIN, MARGIN, 0
-    if spec.title:
-        page.texts.append(Text(x, y + 14, spec.title, TITLE, bold=True))
-        y += 30
-    for block in scaled(view, spec):
-        width, y = _montage_block(page, view, block, spec, x, y)
-        right = max(right, x + width)
-        y += LINE_GAP
-    return _finish(page, right + MARGIN, y - LINE_GAP + MARGIN, spec.title)
+    page, right = _Page(), 0
+    bottom = _title(page, spec, MARGIN)
+    for i, block in enumerate(scaled(view, spec)):
+        width, bottom = _montage_of_layer(page, view, block, spec, bottom + (LINE_GAP if i else 0))
+        right = max(right, MARGIN + width)
+    return page.sheet(right + MARGIN, bottom + MARGIN, spec.title)
 
 
-class _Column:
-    """A layer's place in a grid: its tiles' size, and how wide it is."""
-
-    def __init__(self, block: Block, factor: int, n_columns: int, numbered: bool, x: int) -> None:
-        self.block, self.factor, self.n_columns, self.numbered, self.x = block, factor, n_columns, numbered, x
-        self.panel = self.place(0, 0)
-        self.tiles_width, self.height = self.panel.size
-        self.width = max(self.tiles_width, NARROWEST)
-
-    @classmethod
-    def of(cls, block: Block, spec: GridSpec, x: int) -> _Column:
-        _, n, height, width = block.tiles.shape
-        n_columns = tile_columns(n, spec)
-        factor = tile_factor((height, width), n, n_columns, spec)
-        _check_size(n_columns * width * factor, -(-n // n_columns) * height * factor)
-        return cls(block, factor, n_columns, _numbered(block.layer.channels, width * factor, spec), x)
-
-    def place(self, row: int, y: int) -> Panel:
-        gap_y = TILE_GAP + (NUMBER_ROOM if self.numbered else 0)
-        return Panel(
-            self.x,
-            y,
-            self.block.tiles[row],
-            self.n_columns,
-            self.factor,
-            TILE_GAP,
-            gap_y,
-            self.block.scale.colormap,
-            framed=self.block.scale.diverging,
-        )
-
-
-def _row_of_blocks(
-    page: _Page, column: _Column, row: int, y: int, columns: list[_Column], spec: GridSpec, last: bool
-) -> int:
-    """Put the tiles of one row of one layer at `y`, with its bar where that is due; return the end."""
-    panel = column.place(row, y + NUMBER_ROOM)
+def _montage_of_layer(page: _Page, view: View, block: Block, spec: MontageSpec, y: int) -> tuple[int, int]:
+    """Put one layer's tiles at `y`; return its width and where it ends."""
+    n_rows, n_channels, height, width = block.tiles.shape
+    matrix = n_rows > 1 and n_channels > 1
+    n = n_rows * n_channels
+    n_columns = n_channels if matrix else tile_columns(n, spec)
+    factor = tile_factor((height, width), n, n_columns, spec)
+    _check_size(n_columns * (width * factor + TILE_GAP), -(-n // n_columns) * (height * factor + TILE_GAP))
+    channels = [str(channel) for channel in block.layer.channels]
+    rows = [str(row.row) for row in view.rows]
+    labels = channels if n_channels > 1 or n_rows == 1 else rows
+    numbered = spec.numbers and _number_width(labels) <= width * factor + TILE_GAP - 3
+    side = round(_number_width(rows)) + 6 if matrix else 0
+    panel = Panel(
+        MARGIN + side,
+        0,
+        block.tiles.reshape(n, height, width),
+        n_columns,
+        factor,
+        TILE_GAP,
+        TILE_GAP + (NUMBER_ROOM if numbered and not matrix else 0),
+        block.scale.colormap,
+        block.scale.diverging,
+    )
+    whole = max(side + panel.size[0], WIDTH_OF_WORDS)
+    page.head(MARGIN, y, whole, block.layer.name, _about(block))
+    y = page.lines(MARGIN, y + HEAD_ROOM - 10, wrap(_rows_about(view, block), whole, NOTE)) + 6
+    panel = replace(panel, y=y + (NUMBER_ROOM if numbered else 0))
     page.panels.append(panel)
-    if column.numbered:
-        _numbers(page, panel, [str(c) for c in column.block.layer.channels])
-    end = panel.y + column.height
-    if not last and spec.scope != "row":
-        return end
-    # Bars of blocks of nearly the same height stand in one line.
-    tallest = max(c.height for c in columns)
-    end += (tallest - column.height if tallest - column.height <= 48 else 0) + 12
-    end = page.bar(column.x, end, column.tiles_width_or_more(), column.block, row)
-    return _caption(page, column, end, row) if last else end
+    if numbered:
+        page.numbers(panel, labels)
+    if matrix:
+        for i, row in enumerate(rows):
+            left, top = panel.place(i * n_columns)
+            middle = top + panel.tile_size[1] // 2 + 3
+            page.texts.append(Text(left - 6, middle, row, NUMBER, "right", Ink.GREY))
+    y = panel.y + panel.size[1] + 12
+    bar_width = min(max(panel.size[0], SHORTEST_BAR), LONGEST_BAR)
+    if spec.scope == "row" and n_rows > 1:
+        y = page.lines(MARGIN, y, ["no bar: the scales differ"])
+    else:
+        y = page.bar(panel.x, y, bar_width, block, 0)
+    return whole, page.caption(panel.x, y, whole - side, block, spec)
 
 
-def _photo_column(view: View) -> int:
-    """Return the width of the column that shows and names the rows; 0 where nothing is known of them."""
-    widths = [_photo_pixels(row).size[0] for row in view.rows if row.picture is not None]
-    named = any(row.true or row.predicted for row in view.rows)
-    return max([NARROWEST, *widths]) if widths or named or len(view.rows) > 1 else 0
+def _rows_about(view: View, block: Block) -> str:
+    """Return which rows a montage shows, and for one row what it is."""
+    if len(view.rows) > 1:
+        one = f"{block.layer.unit} {block.layer.channels[0]}, " if len(block.layer.channels) == 1 else ""
+        return f"{one}{len(view.rows)} rows"
+    row = view.rows[0]
+    outcome = "" if row.right is None else " (right)" if row.right else " (wrong)"
+    facts = [f"row {row.row}", row.true, f"predicted {row.predicted}{outcome}" if row.predicted else None]
+    return ", ".join(fact for fact in facts if fact)
+
+
+def _about(block: Block) -> str:
+    shape = " \N{MULTIPLICATION SIGN} ".join(map(str, block.layer.shape))
+    return " · ".join(part for part in (block.layer.type, shape) if part)
+
+
+def _remark(remark: Remark, width: float) -> str:
+    words = remark.words + " "
+    return words + listing(remark.tiles, lambda text: text_width(words + text, NOTE) <= width)
+
+
+def _title(page: _Page, spec: Spec, y: int) -> int:
+    if not spec.title:
+        return y
+    page.texts.append(Text(MARGIN, y + 14, spec.title, TITLE, bold=True))
+    return y + 32
+
+
+def _number_width(numbers: Iterable[int | str]) -> float:
+    return max(text_width(str(n), NUMBER) for n in numbers)
+
+
+def _check_size(width: float, height: float) -> None:
+    if width * height > LARGEST:
+        raise DrawError(
+            f"the picture would have {width:.0f} x {height:.0f} pixels; draw fewer channels or rows, "
+            "or give a smaller magnification"
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 
 _EM = dict.fromkeys("ijl'|", 0.32)
-_EM |= dict.fromkeys("Iftr .,:;!()[]/\\`\"-·", 0.42)
+_EM |= dict.fromkeys('Iftr .,:;!()[]/\\`"-·', 0.42)
 _EM |= dict.fromkeys("mwMWOQ@%#<>=+~—…", 0.99)
 _BOLD = 1.12
 

@@ -121,10 +121,9 @@ class Scale:
 
     def bar(self, n: int) -> NDArray[np.uint8]:
         """Return the entries of a bar of `n` pixels that runs from the lower to the upper limit."""
-        low, high = self._colour_limits()
-        span = float(high - low)
-        first, last = (0.0, 1.0) if span == 0 else ((limit - float(low)) / span for limit in self.limits)
-        return np.rint(np.linspace(first, last, n) * (N_COLOURS - 1)).astype(np.uint8)
+        low, high = (limit.item() for limit in self._colour_limits())
+        ends = [(limit - low) / (high - low) for limit in self.limits] if high > low else [0.0, 1.0]
+        return np.rint(np.linspace(*ends, n) * (N_COLOURS - 1)).astype(np.uint8)
 
 
 def fit(low: Values, high: Values, colormap: str | None, signed: bool) -> Scale:

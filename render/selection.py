@@ -59,9 +59,7 @@ class ChannelChoice:
             check_measure(measure or by)
             return cls(how, int(count), (measure or by) if how == "top" else "index")
         if not text or not set(text) <= set("0123456789,:- "):
-            raise DrawError(
-                f"channels {channels!r} is none of: all, first:9, top:9, top:9:variance, 0,3,5:8"
-            )
+            raise DrawError(f"channels {channels!r} is none of: all, first:9, top:9, top:9:variance, 0,3,5:8")
         return cls("list", numbers=text)
 
     def indices(self, n_channels: int, what: str) -> tuple[int, ...]:

@@ -68,9 +68,9 @@ class Panel:
     factor: int
     """Pixels a value, in each direction."""
     gap_x: int
-    """White pixels between tiles of a line, at least 1."""
+    """White pixels between tiles of a line, at least 2."""
     gap_y: int
-    """White pixels between lines of tiles, at least 1."""
+    """White pixels between lines of tiles, at least 2."""
     colormap: str
     """Whose palette the entries are of."""
     framed: bool = False
@@ -105,15 +105,20 @@ class Panel:
     def entries(self) -> NDArray[np.uint8]:
         """Return the palette entries of the whole panel; its top left pixel is at (x - 1, y - 1)."""
         (width, height), (whole_width, whole_height) = self.tile_size, self.size
-        canvas = np.full((whole_height + 2, whole_width + 2), WHITE, np.uint8)
+        pitches = (self.n_lines, height + self.gap_y, self.columns, width + self.gap_x)
+        canvas = np.full(pitches, WHITE, np.uint8)
+        cells = canvas.transpose(0, 2, 1, 3)  # (lines, columns, height, width)
         large = self.tiles.repeat(self.factor, axis=1).repeat(self.factor, axis=2)
-        for i, tile in enumerate(large):
-            x, y = self.place(i)
-            x, y = x - self.x + 1, y - self.y + 1
-            if self.framed:
-                canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = FRAME
-            canvas[y : y + height, x : x + width] = tile
-        return canvas
+        n_full, n_rest = divmod(len(large), self.columns)
+        n_even = n_full * self.columns
+        if self.framed:
+            cells[:n_full, :, : height + 2, : width + 2] = FRAME
+            cells[n_full:, :n_rest, : height + 2, : width + 2] = FRAME
+        cells[:n_full, :, 1 : height + 1, 1 : width + 1] = large[:n_even].reshape(
+            n_full, self.columns, height, width
+        )
+        cells[n_full:, :n_rest, 1 : height + 1, 1 : width + 1] = large[n_even:]
+        return canvas.reshape(-1, self.columns * pitches[3])[: whole_height + 2, : whole_width + 2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,15 +182,18 @@ class Sheet:
     @property
     def colormap(self) -> str | None:
         """The one palette that shows all of it, or None where it takes RGB."""
-        names = {part.colormap for part in (*self.panels, *self.bars)}
-        if self.photos or len(names) > 1 or not all(text.ink.is_grey for text in self.texts):
+        names = {part.colormap for part in self._coloured_parts()}
+        if self.photos or len(names) > 1 or not all(ink.is_grey for ink in {text.ink for text in self.texts}):
             return None
         return names.pop() if names else "gray"
 
     def coloured(self) -> Iterator[tuple[int, int, NDArray[np.uint8], str]]:
         """Yield x, y, palette entries and colour map of everything that is drawn in palette entries."""
-        for part in (*self.panels, *self.bars):
+        for part in self._coloured_parts():
             yield part.x - 1, part.y - 1, part.entries(), part.colormap
+
+    def _coloured_parts(self) -> list[Panel | Bar]:
+        return [*self.panels, *self.bars]
 
     def pictures(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
         """Yield x, y and RGB pixels of every image on the sheet, photos included."""

@@ -1,0 +1,124 @@
+"""`layertap render`: pictures from a store, by command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..capture.errors import LayertapError
+
+
+@click.group()
+def render() -> None:
+    """Draw pictures from a store, without the model.
+
+    Example: layertap render grid run.zarr --rows 17 --out frog.png
+    """
+
+
+def _options(out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return what every kind of picture is told on the command line."""
+    given = (
+        click.argument("store", type=click.Path(path_type=Path)),
+        click.option("--rows", metavar="ROWS", help="Rows such as 0,5,10:20; the first if none is named."),
+        click.option("--class", "class_name", metavar="NAME", help="Rows of this class only."),
+        click.option("--wrong", "outcome", flag_value="wrong", default=None, help="Wrong predictions only."),
+        click.option("--right", "outcome", flag_value="right", help="Right predictions only."),
+        click.option("--each-class", is_flag=True, help="The first of these rows for each class."),
+        click.option("--layers", metavar="NAMES", help="Names or patterns, with commas between them."),
+        click.option(
+            "--channels", metavar="WHICH", help="all, first:9, top:9, top:9:variance, or numbers: 0,3,5:8."
+        ),
+        click.option(
+            "--by",
+            type=click.Choice(["index", "mean", "maximum", "variance", "l1", "l2", "sparsity"]),
+            default="mean",
+            show_default=True,
+            help="What top ranks by.",
+        ),
+        click.option(
+            "--scope",
+            default="layer",
+            show_default=True,
+            metavar="SCOPE",
+            help="What shares a scale: layer, figure, row, channel; or limits such as -1:1.",
+        ),
+        click.option("--columns", type=click.IntRange(1), help="Tiles in a line."),
+        click.option("--colormap", metavar="NAME", help="viridis, magma, gray or RdBu_r; by sign if none."),
+        click.option("--magnification", type=click.IntRange(1), help="Pixels a value; by size if none."),
+        click.option("--numbers/--no-numbers", default=True, help="Whether tiles are numbered."),
+        click.option("--title", help="Title of the figure."),
+        click.option("--painter", metavar="NAME", help="matplotlib or pillow; by kind and file if none."),
+        click.option(
+            "--out",
+            default=out,
+            show_default=True,
+            metavar="FILE",
+            help="A .png, .svg or .pdf; with {row}, {label}, {class}, {predicted} or {id}, a file a row.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Draw a row anew whose file is there already."),
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(given):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@render.command()
+@_options("{row:05d}.png")
+@click.option("--one-file", is_flag=True, help="All rows in one figure.")
+@click.option("--picture/--no-picture", default=True, help="Whether the row's picture is at the left.")
+def grid(one_file: bool, **options: Any) -> None:
+    """Draw rows: the picture at the left, then a block of channels for each layer.
+
+    Example: layertap render grid run.zarr --rows 0,5,10:20 --layers conv1,conv2 --channels top:9
+    """
+    _draw("grid", one_file, options)
+
+
+@render.command()
+@_options("montage.png")
+def montage(**options: Any) -> None:
+    """Draw all channels of a layer for a row, or one channel over many rows.
+
+    Example: layertap render montage run.zarr --rows 0:64 --layers conv1 --channels 5 --out channel5.png
+    """
+    _draw("montage", "{" not in options["out"], options)
+
+
+def _draw(kind: str, one_file: bool, options: dict[str, Any]) -> None:
+    from ..capture.reader import open_run
+    from .picture import draw, draw_many
+    from .selection import select_rows
+
+    filters = {name: options.pop(name) for name in ("class_name", "outcome", "each_class")}
+    store, out, overwrite, rows = (options.pop(name) for name in ("store", "out", "overwrite", "rows"))
+    try:
+        options["scope"] = _scope(options["scope"])
+        run = open_run(store)
+        chosen = select_rows(run, rows, **filters)
+        if rows is None and not any(filters.values()):
+            chosen = chosen[:1]
+        if one_file or "{" not in out:
+            if len(chosen) > 1 and not one_file:
+                raise click.ClickException(
+                    f"{len(chosen)} rows do not go into one {out}: name it with {{row}}, or add --one-file"
+                )
+            paths = [draw(run, kind, rows=chosen, **options).save(out)]
+        else:
+            paths = draw_many(run, kind, chosen, out, overwrite=overwrite, **options)
+    except LayertapError as error:
+        raise click.ClickException(str(error)) from error
+    for path in paths:
+        click.echo(path)
+
+
+def _scope(text: str) -> str | tuple[str, ...]:
+    """Return a scope's name, or limits as written: `-1:1`."""
+    return tuple(text.split(":")) if ":" in text else text

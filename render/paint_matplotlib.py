@@ -1,0 +1,144 @@
+"""Paints with matplotlib: PNG, SVG and PDF. Images are put pixel for pixel and never resampled.
+
+A figure at 72 dots an inch has one pixel a point in every format, so the sheet's numbers hold as they are.
+One image a panel and plain text artists take a tenth of the time that axes for each channel would; pyplot,
+whose figures stay in memory until they are closed, is never used. The user's matplotlib settings do not
+change the picture.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..capture.errors import DrawError, MissingPackageError
+from . import fonts
+from .sheet import Sheet, Text
+
+try:
+    import matplotlib as mpl
+    from matplotlib import font_manager
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.transforms import IdentityTransform
+except ImportError as error:
+    raise MissingPackageError(
+        "drawing this takes matplotlib, which is not installed: pip install 'layertap[matplotlib]'"
+    ) from error
+
+_DPI = 72
+
+
+class MatplotlibPainter:
+    """Paints a sheet as PNG, SVG or PDF; see `Painter`."""
+
+    formats = ("png", "svg", "pdf")
+
+    def array(self, sheet: Sheet) -> NDArray[np.uint8]:
+        """Return the sheet as RGB, shape (height, width, 3)."""
+        with mpl.rc_context(_settings()):
+            canvas: Any = FigureCanvasAgg(_figure(sheet))
+            canvas.draw()
+            return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+    def encode(self, sheet: Sheet, format: str) -> bytes:
+        """Return the bytes of a file, the same for the same sheet.
+
+        Raises:
+            DrawError: `format` is none of png, svg and pdf.
+
+        """
+        if format == "png":
+            return _png(self.array(sheet))
+        if format not in self.formats:
+            raise DrawError(f"the matplotlib painter writes png, svg and pdf, not {format}")
+        out = io.BytesIO()
+        with mpl.rc_context(_settings()):
+            figure = _figure(sheet)
+            undated: dict[str, Any] = {"Date": None} if format == "svg" else {"CreationDate": None}
+            figure.savefig(out, format=format, dpi=_DPI, metadata=undated)
+        return out.getvalue()
+
+
+# What could change the picture, kept as it is laid out for.
+_SETTINGS = (
+    *("savefig.bbox", "savefig.transparent", "savefig.facecolor", "path.effects", "path.sketch"),
+    *("text.hinting", "text.hinting_factor", "text.antialiased", "text.kerning_factor"),
+    *("pdf.fonttype", "svg.fonttype", "svg.image_inline", "image.composite_image"),
+)
+
+
+def _settings() -> dict[Any, Any]:
+    defaults: dict[Any, Any] = dict(mpl.rcParamsDefault)
+    kept = {name: defaults[name] for name in _SETTINGS if name in defaults}
+    return kept | {"svg.hashsalt": "layertap"}
+
+
+def _figure(sheet: Sheet) -> Figure:
+    figure = Figure(figsize=(sheet.width / _DPI, sheet.height / _DPI), dpi=_DPI, facecolor="white")
+    for x, y, pixels in sheet.pictures():
+        image = figure.figimage(pixels, x, sheet.height - y - pixels.shape[0], origin="upper")
+        image.set_interpolation("nearest")
+    for text in sheet.texts:
+        _write(figure, text, sheet.height)
+    return figure
+
+
+def _write(figure: Figure, text: Text, height: int) -> None:
+    figure.text(
+        text.x,
+        height - text.y,
+        fonts.drawable(text.text),
+        transform=IdentityTransform(),
+        fontproperties=_font(text),
+        color=tuple(level / 255 for level in text.ink.value),
+        horizontalalignment=text.align,
+        verticalalignment="baseline",
+        rotation=text.rotation,
+        rotation_mode="anchor",
+        parse_math=False,
+        usetex=False,
+    )
+
+
+def _font(text: Text) -> FontProperties:
+    """Return the families that together have all of the text's characters, the plain one first."""
+    paths = dict.fromkeys([fonts.base_font(), *(path for path, _ in fonts.runs(text.text))])
+    families = [_family(path) for path in paths if path is not None]
+    weight = "bold" if text.bold else "normal"
+    return FontProperties(family=families or ["DejaVu Sans"], size=text.size, weight=weight)
+
+
+@lru_cache(maxsize=256)
+def _family(path: str) -> str:
+    """Return a family of our own for the font at `path`, in both weights.
+
+    Its real family could have matplotlib find another file, or complain of a weight that it lacks.
+    """
+    family = f"layertap {path}"
+    bold = fonts.bold_font() if path == fonts.base_font() else path
+    for file, weight in ((path, 400), (bold or path, 700)):
+        entry = font_manager.FontEntry(
+            fname=file,
+            name=family,
+            style="normal",
+            variant="normal",
+            weight=weight,
+            stretch="normal",
+            size="scalable",
+        )
+        font_manager.fontManager.ttflist.append(entry)
+    return family
+
+
+def _png(rgb: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, "PNG", compress_level=3)
+    return out.getvalue()

@@ -1,0 +1,153 @@
+"""Paints with numpy and Pillow: fast, and a palette PNG wherever one palette can show the sheet.
+
+The image is filled by assignment; only text is rasterised, each string once, and numbers from ten digits.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ..capture.errors import DrawError
+from . import fonts
+from .colormaps import BLACK, WHITE, palette
+from .png import palette_png
+from .sheet import Ink, Sheet, Text
+
+
+class PillowPainter:
+    """Paints a sheet as PNG; see `Painter`."""
+
+    formats = ("png",)
+
+    def array(self, sheet: Sheet) -> NDArray[np.uint8]:
+        """Return the sheet as RGB, shape (height, width, 3)."""
+        colormap = sheet.colormap
+        return _rgb(sheet) if colormap is None else palette(colormap)[_entries(sheet)]
+
+    def encode(self, sheet: Sheet, format: str) -> bytes:
+        """Return the bytes of a PNG: 8-bit palette where one palette is enough, RGB otherwise.
+
+        Raises:
+            DrawError: `format` is not `png`.
+
+        """
+        if format not in self.formats:
+            raise DrawError(f"the pillow painter writes png, not {format}; painter='matplotlib' does")
+        if sheet.colormap is not None:
+            return palette_png(_entries(sheet), palette(sheet.colormap))
+        out = io.BytesIO()
+        Image.fromarray(_rgb(sheet)).save(out, "PNG", compress_level=3)
+        return out.getvalue()
+
+
+def _entries(sheet: Sheet) -> NDArray[np.uint8]:
+    """Return the sheet in palette entries, shape (height, width)."""
+    canvas = np.full((sheet.height, sheet.width), WHITE, np.uint8)
+    for x, y, entries, _ in sheet.coloured():
+        canvas[y : y + entries.shape[0], x : x + entries.shape[1]] = entries
+    for text in sheet.texts:
+        place, cover = _placed(text, sheet)
+        part = canvas[place]
+        np.minimum(part, _greys(text.ink)[cover], out=part)
+    return canvas
+
+
+@lru_cache(maxsize=len(Ink))
+def _greys(ink: Ink) -> NDArray[np.uint8]:
+    """Return the palette's grey for each coverage of white by `ink`, shape (256,)."""
+    darkest = BLACK + round(ink.value[0] / 255 * (WHITE - BLACK))
+    return np.rint(np.linspace(WHITE, darkest, 256)).astype(np.uint8)
+
+
+def _rgb(sheet: Sheet) -> NDArray[np.uint8]:
+    """Return the sheet in RGB, shape (height, width, 3)."""
+    canvas = np.full((sheet.height, sheet.width, 3), 255, np.uint8)
+    for x, y, pixels in sheet.pictures():
+        canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    for text in sheet.texts:
+        place, cover = _placed(text, sheet)
+        share = cover[..., None] / np.float32(255)
+        canvas[place] = np.rint(canvas[place] * (1 - share) + np.array(text.ink.value) * share)
+    return canvas
+
+
+@dataclass(frozen=True, eq=False)
+class _Lettering:
+    """A line of text as coverage, and where its baseline's start is within."""
+
+    cover: NDArray[np.uint8]
+    """How much ink each pixel has, 0 to 255, shape (height, width)."""
+    left: int
+    """Pixels from the start of the text to the left edge."""
+    top: int
+    """Pixels from the baseline to the top edge; negative is above."""
+    advance: float
+    """Pixels from the start of the text to where a next one would start."""
+
+
+def _placed(text: Text, sheet: Sheet) -> tuple[tuple[slice, slice], NDArray[np.uint8]]:
+    """Return the part of the canvas that a text takes, clipped to the sheet, and its coverage there."""
+    drawn = _lettering(text.text, text.size, text.bold)
+    start = {"left": 0.0, "center": -drawn.advance / 2, "right": -drawn.advance}[text.align]
+    cover, along, across = drawn.cover, round(start) + drawn.left, drawn.top
+    if text.rotation == 90:
+        left, top = round(text.x) + across, round(text.y) - along - cover.shape[1]
+        cover = np.rot90(cover)
+    else:
+        left, top = round(text.x + start) + drawn.left, round(text.y) + across
+    height, width = cover.shape
+    y0, y1 = max(top, 0), max(min(top + height, sheet.height), 0)
+    x0, x1 = max(left, 0), max(min(left + width, sheet.width), 0)
+    return (slice(y0, y1), slice(x0, x1)), cover[y0 - top : y1 - top, x0 - left : x1 - left]
+
+
+@lru_cache(maxsize=4096)
+def _lettering(text: str, size: float, bold: bool) -> _Lettering:
+    if len(text) > 1 and text.isascii() and text.isdigit():
+        pieces = [_lettering(digit, size, bold) for digit in text]
+    else:
+        pieces = [_raster(piece, _font(path, size, bold)) for path, piece in fonts.runs(text)]
+    return pieces[0] if len(pieces) == 1 else _joined(pieces)
+
+
+def _joined(pieces: list[_Lettering]) -> _Lettering:
+    """Return pieces of text set one after the other on one baseline."""
+    if not pieces:
+        return _Lettering(np.zeros((0, 0), np.uint8), 0, 0, 0.0)
+    starts = [0.0]
+    for piece in pieces:
+        starts.append(starts[-1] + piece.advance)
+    lefts = [round(s) + p.left for s, p in zip(starts, pieces, strict=False)]
+    left, top = min(lefts), min(p.top for p in pieces)
+    right = max(x + p.cover.shape[1] for x, p in zip(lefts, pieces, strict=True))
+    bottom = max(p.top + p.cover.shape[0] for p in pieces)
+    cover = np.zeros((bottom - top, right - left), np.uint8)
+    for x, piece in zip(lefts, pieces, strict=True):
+        height, width = piece.cover.shape
+        part = cover[piece.top - top :, x - left :][:height, :width]
+        np.maximum(part, piece.cover, out=part)
+    return _Lettering(cover, left, top, starts[-1])
+
+
+def _raster(text: str, font: ImageFont.FreeTypeFont) -> _Lettering:
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(text, anchor="ls"))
+    image = Image.new("L", (max(right - left, 0) + 1, max(bottom - top, 0) + 1))
+    ImageDraw.Draw(image).text((-left, -top), text, 255, font, anchor="ls")
+    return _Lettering(np.asarray(image), left, top, font.getlength(text))
+
+
+@lru_cache(maxsize=64)
+def _font(path: str | None, size: float, bold: bool) -> ImageFont.FreeTypeFont:
+    if path is None:
+        built_in = ImageFont.load_default(size)
+        if not isinstance(built_in, ImageFont.FreeTypeFont):
+            raise DrawError("this Pillow was built without FreeType and cannot set text; reinstall pillow")
+        return built_in
+    bold_path = fonts.bold_font() if bold and path == fonts.base_font() else None
+    return ImageFont.truetype(bold_path or path, size, layout_engine=ImageFont.Layout.BASIC)

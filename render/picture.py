@@ -1,0 +1,240 @@
+"""From a store to a picture, in one call."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..capture.errors import DrawError, closest
+from .layout import grid, montage
+from .painters import Painter, default_painter, painter
+from .selection import Rows, select_layers, select_rows
+from .sheet import Sheet
+from .spec import SPECS, GridSpec, MontageSpec, Spec
+from .view import class_name, take
+
+if TYPE_CHECKING:
+    from ..capture.reader import Run
+
+FORMATS = ("png", "svg", "pdf")
+
+
+class Picture:
+    """A drawn figure: save it, or have its pixels. In a notebook it shows itself."""
+
+    def __init__(self, sheet: Sheet, spec: Spec, painter: str | None = None) -> None:
+        #: Where everything stands, as data; `sheet.notes` tells of NaN, all-zero channels and the like.
+        self.sheet = sheet
+        #: What was drawn; `spec.to_json()` draws it again.
+        self.spec = spec
+        self._painter = painter
+
+    def __repr__(self) -> str:
+        return f"<Picture {self.spec.kind}: {self.sheet.width} x {self.sheet.height} pixels>"
+
+    def array(self) -> NDArray[np.uint8]:
+        """Return the pixels, RGB, shape (height, width, 3)."""
+        return self._paint(None).array(self.sheet)
+
+    def png(self) -> bytes:
+        """Return the bytes of a PNG file."""
+        return self._png
+
+    def encode(self, format: str) -> bytes:
+        """Return the bytes of a file of a format: png, svg or pdf.
+
+        Raises:
+            DrawError: there is no such format, or the chosen painter does not write it.
+            MissingPackageError: the format takes a package that is not installed.
+
+        """
+        if format not in FORMATS:
+            raise DrawError(f"a picture is saved as {', '.join(FORMATS)}, not as {format or 'no format'!r}")
+        return self._paint(format).encode(self.sheet, format)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a file whose suffix says its format, whole or not at all; return its path.
+
+        Raises:
+            DrawError: the format is unknown, or the file cannot be written.
+
+        """
+        target = Path(path)
+        format = target.suffix.lower().removeprefix(".")
+        data = self.png() if format == "png" else self.encode(format)
+        _write(target, data)
+        return target
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    @cached_property
+    def _png(self) -> bytes:
+        return self.encode("png")
+
+    def _paint(self, format: str | None) -> Painter:
+        return painter(self._painter or default_painter(self.spec.kind, format))
+
+
+def draw(
+    run: Run,
+    kind: str | GridSpec | MontageSpec = "grid",
+    *,
+    rows: Rows = None,
+    layers: str | Sequence[str] | None = None,
+    channels: str | int | Sequence[int] | None = None,
+    painter: str | None = None,
+    **options: Any,
+) -> Picture:
+    """Draw from a store.
+
+    Args:
+        run: the store.
+        kind: `grid` (the row's picture and a block of channels for each layer), `montage` (all channels of
+            a layer, or one channel over many rows), or a whole specification.
+        rows: an int, ints, a slice, or text such as `0,5,10:20`; None is the first captured row.
+        layers: names or patterns of taps; None is every tap for a grid, the first one for a montage.
+        channels: `all`, `first:9`, `top:9`, `top:9:variance`, a number or numbers; None is the first nine
+            of a grid's maps, and all of a vector or a montage.
+        painter: `matplotlib` or `pillow`; None is what suits the kind and the file.
+        options: other fields of `GridSpec` or `MontageSpec`: `by`, `scope`, `columns`, `colormap`,
+            `magnification`, `numbers`, `title`, `picture`.
+
+    Raises:
+        SelectionError: a layer, row, channel or class is not there; the closest are named.
+        DrawError: what was asked for cannot be drawn, or is not captured yet.
+
+    """
+    if isinstance(kind, Spec):
+        given = [rows, layers, channels, *options.values()]
+        if any(value is not None for value in given):
+            raise DrawError("a specification says it all; give other rows or options within it")
+        spec = kind
+        select_rows(run, spec.rows)
+    else:
+        spec = _spec(run, kind, rows, layers, channels, options)
+    view = take(run, spec)
+    sheet = grid(view, spec) if isinstance(spec, GridSpec) else montage(view, spec)
+    return Picture(sheet, spec, painter)
+
+
+def draw_many(
+    run: Run,
+    kind: str,
+    rows: Rows,
+    template: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    **options: Any,
+) -> list[Path]:
+    """Draw each row by itself into a file whose name comes from a template.
+
+    Args:
+        run: the store.
+        kind: as for `draw`.
+        rows: as for `draw`; None is every captured row.
+        template: a path with fields: `{row}`, `{label}` (number), `{class}` (its name), `{predicted}`
+            (name), `{id}`; as in `{row:05d}_{class}.png`. What a value holds that a file name should not
+            becomes `_`.
+        overwrite: draw anew what is there already; otherwise it is left as it is.
+        options: as for `draw`.
+
+    Returns:
+        The path for each row, drawn now or before.
+
+    Raises:
+        DrawError: the template has an unknown field, or gives two rows one name; nothing is drawn then.
+
+    """
+    chosen = select_rows(run, rows)
+    paths = [Path(name) for name in file_names(run, chosen, os.fspath(template))]
+    for row, path in zip(chosen, paths, strict=True):
+        if overwrite or not path.exists():
+            draw(run, kind, rows=(row,), **options).save(path)
+    return paths
+
+
+def file_names(run: Run, rows: Sequence[int], template: str) -> list[str]:
+    """Return the file name that `template` gives each row; see `draw_many`."""
+    fields = _fields(run, rows)
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise DrawError(f"the template {template!r} cannot be read: {error}") from error
+    used = [name for _, name, _, _ in parsed if name is not None]
+    for name in used:
+        if name not in fields:
+            has = ", ".join(f"{{{field}}}" for field in fields)
+            raise DrawError(f"the template has no field {{{name}}}; it has {has}")
+    names: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        name = "".join(
+            literal + ("" if field is None else _filled(fields[field][i], spec or "", field))
+            for literal, field, spec, _ in parsed
+        )
+        if name in names:
+            raise DrawError(f"{template!r} gives rows {names[name]} and {row} one name, {name}; add {{row}}")
+        names[name] = row
+    return list(names)
+
+
+def _fields(run: Run, rows: Sequence[int]) -> dict[str, list[Any]]:
+    """Return what a template may name, as far as the store has it: a value for each row."""
+    indices = np.array(rows)
+    fields: dict[str, list[Any]] = {"row": list(rows)}
+    if "label" in run.rows:
+        labels = run.rows["label"][indices].tolist()
+        fields["label"] = labels
+        fields["class"] = [class_name(run.classes, label) or "unknown" for label in labels]
+    if "prediction" in run.rows:
+        predictions = run.rows["prediction"][indices].tolist()
+        fields["predicted"] = [class_name(run.classes, label) or "unknown" for label in predictions]
+    if "id" in run.rows:
+        fields["id"] = run.rows["id"][indices].tolist()
+    return fields
+
+
+def _filled(value: Any, spec: str, field: str) -> str:
+    try:
+        text = format(value, spec)
+    except ValueError as error:
+        raise DrawError(f"the template's {{{field}:{spec}}} does not suit {value!r}: {error}") from error
+    # Letters of any script stay; separators, control characters and what Windows forbids do not.
+    return re.sub(r"[^\w.+-]", "_", text).strip(".")[:100] or "_"
+
+
+def _spec(
+    run: Run, kind: str, rows: Rows, layers: Any, channels: Any, options: dict[str, Any]
+) -> GridSpec | MontageSpec:
+    if kind not in SPECS:
+        raise DrawError(f"there is no picture of kind {kind!r}. {closest(kind, SPECS)}")
+    chosen = select_rows(run, rows)
+    values = dict(options, rows=chosen[:1] if rows is None else chosen, layers=select_layers(run, layers))
+    if layers is None and kind == "montage":
+        values["layers"] = values["layers"][:1]
+    if channels is not None:
+        values["channels"] = channels if isinstance(channels, str) else np.atleast_1d(channels).tolist()
+    return SPECS[kind].of(values)
+
+
+def _write(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_bytes(data)
+            beside.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                beside.unlink()
+    except OSError as error:
+        raise DrawError(f"{path} cannot be written: {error.strerror}") from error
