@@ -32,7 +32,10 @@ def column_spec(
     if _is_text(values):
         width, dtype = text_bytes or TEXT_BYTES, np.dtype(np.uint8)
         return ArraySpec(name, _folder(name), ("row", text_dim(name)), (width,), dtype, "zstd")
-    array = to_numpy(values)
+    try:
+        array = to_numpy(values)
+    except ValueError as error:
+        raise DataError(f"the column {name!r} does not hold rows of one shape: {error}") from error
     if array.dtype not in DTYPES.values() or 0 in array.shape:
         raise DataError(
             f"the column {name!r} holds {array.dtype} of shape {array.shape}; a column holds numbers, texts "
@@ -53,7 +56,10 @@ def column_values(column: ArraySpec, values: Any) -> Any:
     """
     if column.dims[-1] == text_dim(column.name):
         return _encode(values, column)
-    shape = tuple(values.shape[1:]) if hasattr(values, "shape") else np.shape(values)[1:]
+    try:
+        shape = tuple(values.shape[1:]) if hasattr(values, "shape") else np.shape(values)[1:]
+    except ValueError as error:
+        raise DataError(f"the column {column.name!r} does not hold rows of one shape: {error}") from error
     if shape != column.shape:
         raise DataError(
             f"the column {column.name!r} has rows of shape {shape}; in the first batch it was {column.shape}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +112,17 @@ def plan_layout(
             if n_rows is not None:
                 steps = min(steps, -(-n_rows // step_rows))
             return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
-    needed = 2 * step_bytes + _reserve(taps, step_rows, settings)
-    row_bytes = sum(a.row_bytes for a in arrays) + sum(t.row_bytes for t in taps) / 2
-    fits = int(settings.memory_bytes / needed * step_rows)
+
+    def needed_for(n_rows: int) -> int:
+        return 2 * slab_bytes(arrays, n_rows) + _reserve(taps, n_rows, settings)
+
+    needed = needed_for(step_rows)
+    fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=needed_for)
     raise PlanError(
         f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "
         f"{show_bytes(settings.memory_bytes)}: two batches, the copies of the first and "
-        f"{settings.n_writers} writers need {show_bytes(needed)}. Give memory={show_bytes(needed)} or more, "
-        + (f"a batch size of at most {fits}, " if fits and row_bytes else "")
+        f"{settings.n_writers} writers need {show_bytes(needed)}. Give memory={_enough(needed)} or more, "
+        + (f"a batch size of at most {fits}, " if fits else "")
         + "fewer layers, or a cast to float16"
     )
 
@@ -135,7 +139,7 @@ def slots_of(layout: Layout, settings: Settings) -> int:
         needed = 2 * layout.block_bytes + settings.memory_bytes - room
         raise PlanError(
             f"the store's blocks of {layout.block_rows} rows take {show_bytes(layout.block_bytes)}; two of "
-            f"them and the buffers need memory={show_bytes(needed)}, and "
+            f"them and the buffers need memory={_enough(needed)}, and "
             f"{show_bytes(settings.memory_bytes)} are given"
         )
     return n_slots
@@ -178,9 +182,10 @@ def parse_bytes(text: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    if match is None or match[2].lower() not in units or float(match[1]) <= 0:
+    n_bytes = int(float(match[1]) * units.get(match[2].lower(), 0)) if match else 0
+    if n_bytes < 1:
         raise PlanError(f"{text!r} is no amount of memory; write 1GiB, 512MiB or a number of bytes")
-    return int(float(match[1]) * units[match[2].lower()])
+    return n_bytes
 
 
 def show_bytes(n_bytes: float) -> str:
@@ -189,6 +194,15 @@ def show_bytes(n_bytes: float) -> str:
     unit = ("B", "KiB", "MiB", "GiB", "TiB")[power]
     n_bytes /= 1024**power
     return f"{n_bytes:.0f}{unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.3g}{unit}"
+
+
+def _enough(n_bytes: int) -> str:
+    """Return an amount that people can read and that is not less than `n_bytes`."""
+    shown = show_bytes(n_bytes)
+    while parse_bytes(shown) < n_bytes:
+        n_bytes += -(-n_bytes // 1000)
+        shown = show_bytes(n_bytes)
+    return shown
 
 
 def _reserve(taps: Sequence[ArraySpec], step_rows: int, settings: Settings) -> int:

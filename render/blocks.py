@@ -145,7 +145,7 @@ def number(value: float) -> str:
 
 
 def listing(tiles: Sequence[int], fits: Callable[[str], bool]) -> str:
-    """Return the numbers of `tiles`, as many as `fits` allows: `3, 7` or `3, 7, … (12)`."""
+    """Return the numbers of `tiles`, as many as `fits` allows: `3, 7`, `3, 7, … (12)`, or `12 tiles`."""
     text = ", ".join(map(str, tiles))
     if fits(text):
         return text
@@ -153,7 +153,7 @@ def listing(tiles: Sequence[int], fits: Callable[[str], bool]) -> str:
         text = ", ".join(map(str, tiles[:kept])) + f", … ({len(tiles)})"
         if fits(text):
             return text
-    return f"{len(tiles)}"
+    return f"{len(tiles)} tiles"
 
 
 def tile_columns(n: int, spec: Spec) -> int:

@@ -19,10 +19,11 @@ MARGIN = 18
 COLUMN_GAP = 30  # between the blocks of two layers
 LINE_GAP = 26  # between the lines of two rows
 TILE_GAP = 5
+CELL_GAP = 3  # the same for tiles of few pixels
 NUMBER_ROOM = 12  # above each tile, where it is numbered
 HEAD_ROOM = 38  # a layer's name, type and shape
 BAR_HEIGHT = 9
-NARROWEST = 132  # a block's width, so that its name can be read
+NARROWEST = 148  # a block's width, so that its name can be read
 
 TITLE, NAME, CLASS, NOTE, NUMBER = 15.0, 13.0, 13.0, 10.0, 9.0  # text sizes
 NOTE_LINE = 14  # pixels from one line of notes to the next
@@ -176,11 +177,8 @@ class _Column:
         return self.panel(0, 0).size[1]
 
     def panel(self, row: int, y: int) -> Panel:
-        tiles, gap_y = self.block.tiles[row], TILE_GAP + (NUMBER_ROOM if self.numbered else 0)
-        scale = self.block.scale
-        return Panel(
-            self.x, y, tiles, self.n_columns, self.factor, TILE_GAP, gap_y, scale.colormap, scale.diverging
-        )
+        tiles = self.block.tiles[row]
+        return _panel(self.block, tiles, self.x, y, self.n_columns, self.factor, self.numbered)
 
 
 def _column(block: Block, spec: GridSpec, x: int) -> _Column:
@@ -190,6 +188,14 @@ def _column(block: Block, spec: GridSpec, x: int) -> _Column:
     _check_size(n_columns * width * factor, -(-n // n_columns) * height * factor)
     numbered = spec.numbers and _number_width(block.layer.channels) <= width * factor + TILE_GAP - 3
     return _Column(block, x, factor, n_columns, numbered)
+
+
+def _panel(
+    block: Block, tiles: NDArray[np.uint8], x: int, y: int, n_columns: int, factor: int, numbered: bool
+) -> Panel:
+    gap = TILE_GAP if tiles.shape[2] * factor > 16 else CELL_GAP
+    gap_y = gap + (NUMBER_ROOM if numbered else 0)
+    return Panel(x, y, tiles, n_columns, factor, gap, gap_y, block.scale.colormap, block.scale.diverging)
 
 
 def _tiles_of_row(
@@ -278,17 +284,8 @@ def _montage_of_layer(page: _Page, view: View, block: Block, spec: MontageSpec, 
     labels = channels if n_channels > 1 or n_rows == 1 else rows
     numbered = spec.numbers and _number_width(labels) <= width * factor + TILE_GAP - 3
     side = round(_number_width(rows)) + 6 if matrix else 0
-    panel = Panel(
-        MARGIN + side,
-        0,
-        block.tiles.reshape(n, height, width),
-        n_columns,
-        factor,
-        TILE_GAP,
-        TILE_GAP + (NUMBER_ROOM if numbered and not matrix else 0),
-        block.scale.colormap,
-        block.scale.diverging,
-    )
+    tiles = block.tiles.reshape(n, height, width)
+    panel = _panel(block, tiles, MARGIN + side, 0, n_columns, factor, numbered and not matrix)
     whole = max(side + panel.size[0], WIDTH_OF_WORDS)
     page.head(MARGIN, y, whole, block.layer.name, _about(block))
     y = page.lines(MARGIN, y + HEAD_ROOM - 10, wrap(_rows_about(view, block), whole, NOTE)) + 6

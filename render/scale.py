@@ -121,9 +121,9 @@ class Scale:
 
     def bar(self, n: int) -> NDArray[np.uint8]:
         """Return the entries of a bar of `n` pixels that runs from the lower to the upper limit."""
-        low, high = (limit.item() for limit in self._colour_limits())
-        ends = [(limit - low) / (high - low) for limit in self.limits] if high > low else [0.0, 1.0]
-        return np.rint(np.linspace(*ends, n) * (N_COLOURS - 1)).astype(np.uint8)
+        low, high = (float(limit.item()) for limit in self._colour_limits())
+        first, last = ((limit - low) / (high - low) if high > low else 0.0 for limit in self.limits)
+        return np.rint(np.linspace(first, last, n) * (N_COLOURS - 1)).astype(np.uint8)
 
 
 def fit(low: Values, high: Values, colormap: str | None, signed: bool) -> Scale:

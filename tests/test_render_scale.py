@@ -1,0 +1,211 @@
+"""Numbers become colours by one honest rule, and what is no ordinary number never looks like one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from layertap.capture.errors import DrawError
+from layertap.render.colormaps import (
+    BLACK,
+    DIVERGING,
+    N_COLOURS,
+    SEQUENTIAL,
+    WHITE,
+    Mark,
+    palette,
+)
+from layertap.render.importance import MEASURES, importance, rank
+from layertap.render.scale import Scale, TileFacts, entries, fit
+from numpy.typing import NDArray
+from test_render_run import Values
+
+MIDDLE = N_COLOURS // 2
+
+
+def drawn(values: Values, limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """Return the entries of (rows, channels, height, width) values on one scale."""
+    facts = TileFacts.of(values, values.shape[2] * values.shape[3])
+    low, high = np.fmin.reduce(facts.low, axis=None), np.fmax.reduce(facts.high, axis=None)
+    scale = fit(np.asarray(low), np.asarray(high), None, bool(low < 0))
+    if limits:
+        name = "RdBu_r" if limits[0] < 0 else "viridis"
+        scale = Scale(name, np.asarray(limits[0]), np.asarray(limits[1]), given=True)
+    return entries(values, scale, facts)
+
+
+def test_positive_values_run_from_zero_to_the_largest() -> None:
+    got = drawn(np.array([[[[0.0, 1.0, 2.0, 4.0]]]], np.float32))
+    assert got.ravel().tolist() == [0, 58, 115, 230]
+
+
+def test_positive_values_do_not_start_at_their_smallest() -> None:
+    assert drawn(np.array([[[[3.0, 4.0]]]])).min() == round(0.75 * (N_COLOURS - 1))
+
+
+def test_signed_values_are_symmetric_around_the_middle() -> None:
+    values = np.array([[[[-1.0, 0.0, 1.0, 4.0]]]], np.float32)
+    got = drawn(values).ravel().astype(int)
+    assert got[1] == MIDDLE
+    assert got[0] + got[2] == 2 * MIDDLE
+    assert got[3] == N_COLOURS - 1
+    assert (drawn(-values).ravel() == 2 * MIDDLE - got).all()
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-20, 1.0, 1e20, 3e38])
+def test_a_scale_holds_at_any_size(size: float) -> None:
+    values = np.array([[[[-1.0, 0.0, 1.0]]]]) * size
+    assert drawn(values.astype(np.float32)).ravel().tolist() == [0, MIDDLE, N_COLOURS - 1]
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1.7e308])
+def test_a_scale_holds_at_any_size_in_double_precision(size: float) -> None:
+    values = np.array([[[[-1.0, 0.0, 1.0]]]]) * size
+    assert drawn(values).ravel().tolist() == [0, MIDDLE, N_COLOURS - 1]
+
+
+def test_what_is_not_finite_is_marked_and_leaves_the_rest_as_it_was() -> None:
+    values = np.array([[[[0.0, 1.0], [2.0, 3.0]]]], np.float32)
+    spoiled = np.concatenate([values, values], axis=3)
+    spoiled[0, 0, 0, 2:], spoiled[0, 0, 1, 2] = (np.nan, np.inf), -np.inf
+    got = drawn(spoiled)[0, 0]
+    assert (got[:, :2] == drawn(values)[0, 0]).all()
+    assert got[0, 2:].tolist() == [Mark.NAN, Mark.POSITIVE_INFINITY]
+    assert got[1, 2] == Mark.NEGATIVE_INFINITY
+
+
+def test_a_map_without_a_finite_value_is_drawn() -> None:
+    assert (drawn(np.full((1, 1, 2, 2), np.nan)) == Mark.NAN).all()
+    assert (drawn(np.full((1, 1, 2, 2), np.inf)) == Mark.POSITIVE_INFINITY).all()
+
+
+def test_zero_and_constant_maps_have_their_own_look() -> None:
+    values = np.random.default_rng(0).random((1, 3, 4, 4))
+    values[0, 0], values[0, 1] = 0, 0.5
+    got = drawn(values)
+    assert (got[0, 0] == Mark.ZERO).all()
+    assert (got[0, 1] == Mark.CONSTANT).all()
+    assert (got[0, 2] < N_COLOURS).all()
+
+
+def test_a_map_of_one_pixel_has_its_colour() -> None:
+    assert drawn(np.array([[[[0.0]], [[2.0]]]])).ravel().tolist() == [0, N_COLOURS - 1]
+
+
+def test_values_outside_given_limits_are_marked_and_not_clipped() -> None:
+    got = drawn(np.array([[[[-2.0, -1.0, 0.0, 3.0, 3.5]]]], np.float32), (-1, 3)).ravel().tolist()
+    assert got[0] == Mark.UNDER
+    assert got[4] == Mark.OVER
+    assert got[2] == MIDDLE
+    assert got[3] == N_COLOURS - 1
+    assert got[1] == round((N_COLOURS - 1) / 3)  # symmetric around 0 although the limits are not
+
+
+def test_a_bar_runs_between_the_limits_only() -> None:
+    scale = Scale("RdBu_r", np.asarray(-1.0), np.asarray(3.0), given=True)
+    bar = scale.bar(5)
+    assert bar[0] == round((N_COLOURS - 1) / 3)
+    assert bar[-1] == N_COLOURS - 1
+    values = np.linspace(-1, 3, 5).reshape(1, 1, 1, 5)
+    assert (bar == scale.indices(values).ravel()).all()
+
+
+def test_float16_bool_and_integers_have_a_scale() -> None:
+    for values in (np.array([0, 1], np.float16), np.array([0.0, 2**40])):
+        assert drawn(values.reshape(1, 1, 1, 2)).ravel().tolist() == [0, N_COLOURS - 1]
+
+
+# Importance
+
+
+def _values() -> Values:
+    values = np.random.default_rng(3).standard_normal((2, 7, 5, 4)).astype(np.float32)
+    values[values < -1] = 0
+    return values
+
+
+PLAIN = {
+    "mean": lambda v: v.mean(),
+    "maximum": lambda v: v.max(),
+    "variance": lambda v: v.var(),
+    "l1": lambda v: np.abs(v).sum(),
+    "l2": lambda v: np.sqrt((v**2).sum()),
+    "sparsity": lambda v: (v != 0).mean(),
+}
+
+
+@pytest.mark.parametrize("by", MEASURES)
+def test_importance_is_what_numpy_says_channel_by_channel(by: str) -> None:
+    values = _values()
+    plain = [PLAIN[by](values[:, c].astype(np.float64)) for c in range(7)]
+    np.testing.assert_allclose(importance(values, by), plain, rtol=1e-12)
+    assert rank(values, by).tolist() == sorted(range(7), key=lambda c: -plain[c])
+
+
+@pytest.mark.parametrize("by", MEASURES)
+def test_nan_and_infinity_do_not_upset_the_ranking(by: str) -> None:
+    values = _values()
+    clean = [c for c in rank(values, by).tolist() if c not in (2, 4)]
+    values[0, 2, 0, 0], values[1, 2, 0, 0] = np.nan, np.inf
+    values[:, 4] = np.nan
+    spoiled = rank(values, by).tolist()
+    assert [c for c in spoiled if c not in (2, 4)] == clean
+    assert spoiled[-1] == 4
+
+
+def test_equals_stay_in_order() -> None:
+    assert rank(np.ones((1, 5, 2, 2)), "mean").tolist() == [0, 1, 2, 3, 4]
+    assert rank(_values(), "index").tolist() == list(range(7))
+
+
+# Colour maps
+
+
+def lightness(rgb: Values) -> Values:
+    """Return CIE L* of sRGB colours."""
+    linear = rgb / 255.0
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    y = linear @ np.array([0.2126, 0.7152, 0.0722])
+    return np.asarray(np.where(y > 0.008856, 116 * np.cbrt(y) - 16, 903.3 * y))
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_sequential_maps_rise_in_lightness(name: str) -> None:
+    steps = np.diff(lightness(palette(name)[:N_COLOURS].astype(float)))
+    assert steps.min() > -0.35  # rounding to 8 bits
+    assert lightness(palette(name)[[0, N_COLOURS - 1]].astype(float)).tolist()[1] > 85
+
+
+@pytest.mark.parametrize("name", DIVERGING)
+def test_diverging_maps_darken_to_both_sides_of_a_light_middle(name: str) -> None:
+    light = lightness(palette(name)[:N_COLOURS].astype(float))
+    assert light[MIDDLE] > 95
+    assert np.diff(light[: MIDDLE + 1]).min() > -0.35
+    assert np.diff(light[MIDDLE:]).max() < 0.35
+
+
+@pytest.mark.parametrize("name", [*SEQUENTIAL, *DIVERGING])
+def test_colour_maps_are_those_of_the_field(name: str) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    theirs = matplotlib.colormaps[name](np.linspace(0, 1, N_COLOURS))[:, :3] * 255
+    assert np.abs(palette(name)[:N_COLOURS] - theirs).max() <= 3.5
+
+
+@pytest.mark.parametrize("name", [*SEQUENTIAL, *DIVERGING])
+def test_no_mark_looks_like_a_value_or_another_mark(name: str) -> None:
+    colours = palette(name).astype(float)
+    marks = colours[list(Mark)]
+    near = np.abs(marks[:, None] - colours[None, :N_COLOURS]).sum(axis=2).min(axis=1)
+    apart = np.abs(marks[:, None] - marks[None]).sum(axis=2) + 999 * np.eye(len(Mark))
+    assert near.min() > 40
+    assert apart.min() > 90
+
+
+def test_greys_run_from_black_to_white() -> None:
+    greys = palette("viridis")[BLACK : WHITE + 1]
+    assert greys[0].tolist() == [0, 0, 0]
+    assert greys[-1].tolist() == [255, 255, 255]
+
+
+def test_an_unknown_colour_map_is_refused_with_the_closest() -> None:
+    with pytest.raises(DrawError, match="viridis"):
+        palette("virdis")
