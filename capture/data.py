@@ -91,7 +91,9 @@ class Preprocess:
         high = np.max(values, axis=(1, 2, 3), keepdims=True, where=finite, initial=-np.inf)
         outside = (low < -1e-3) | (high > 1 + 1e-3)
         stretch = outside & (high > low)
-        values = np.where(outside, (values - np.where(outside, low, 0)) / np.where(stretch, high - low, 1), values)
+        values = np.where(
+            outside, (values - np.where(outside, low, 0)) / np.where(stretch, high - low, 1), values
+        )
         values = np.nan_to_num(np.clip(values, 0, 1))
         return np.rint(values * 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 

@@ -13,17 +13,19 @@ A writer spends its time in C (gather-write, checksum, encode, sync) without the
 
 from __future__ import annotations
 
+import errno
 import mmap
 import queue
 import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CaptureError
+from .errors import CaptureError, NoSpaceError, StoreError
 from .layout import Layout
 from .shard import ShardRecord, write_shard
 from .store import StoreWriter
@@ -230,10 +232,10 @@ class Pipeline:
             started = time.perf_counter()
             try:
                 self._write_shard(*job)
+            except OSError as error:
+                self._fail(_explained(error, self.store.path))
             except BaseException as error:
-                with self._lock:
-                    self._failure = self._failure or error
-                    self._lock.notify_all()
+                self._fail(error)
             finally:
                 with self._lock:
                     self.stages.write_s += time.perf_counter() - started
@@ -260,6 +262,24 @@ class Pipeline:
         if self._on_commit is not None:
             self._on_commit(self.stages)
 
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure = self._failure or error
+            self._lock.notify_all()
+
     def _raise_failure(self) -> None:
         assert self._failure is not None
         raise self._failure
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    """Return what the user is told of a file that could not be written."""
+    if isinstance(error, StoreError):
+        return error
+    kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+    explained = kind(
+        f"cannot write {error.filename or path}: {error.strerror or error}. Blocks that are committed are kept: "
+        "once this is mended, the same capture goes on after them"
+    )
+    explained.__cause__ = error
+    return explained

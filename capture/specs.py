@@ -95,19 +95,20 @@ def _load_arrays(path: Path, preprocess: Preprocess | None) -> Source:
         raise StoreNotFoundError(f"there is no file {path}")
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return ArraySource(loaded, name=path.name, preprocess=preprocess)
+        inputs = next((key for key in ("x", "inputs", "images", "input", "arr_0") if key in loaded), None)
+        labels = next((key for key in ("y", "labels", "label", "arr_1") if key in loaded), None)
+        if inputs is None:
+            raise DataError(
+                f"{path} holds {', '.join(loaded.files)}; the inputs are to be called x, inputs or images"
+            )
+        values = loaded[inputs], None if labels is None else loaded[labels]
+    except DataError:
+        raise
     except (ValueError, OSError, EOFError) as error:
         raise FormatError(f"{path} cannot be read: {error}") from error
-    if isinstance(loaded, np.ndarray):
-        return ArraySource(loaded, name=path.name, preprocess=preprocess)
-    inputs = next((key for key in ("x", "inputs", "images", "input", "arr_0") if key in loaded), None)
-    labels = next((key for key in ("y", "labels", "label", "arr_1") if key in loaded), None)
-    if inputs is None:
-        raise DataError(
-            f"{path} holds {', '.join(loaded.files)}; the inputs are to be called x, inputs or images"
-        )
-    return ArraySource(
-        loaded[inputs], None if labels is None else loaded[labels], name=path.name, preprocess=preprocess
-    )
+    return ArraySource(*values, name=path.name, preprocess=preprocess)
 
 
 def _factory_file(spec: str) -> tuple[Path, str] | None:

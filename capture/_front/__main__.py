@@ -16,7 +16,7 @@ COMMANDS = {
     "layers": ("layertap.capture.cli:layers", "List what can be captured of a model."),
     "capture": ("layertap.capture.cli:capture", "Capture layers of a model over a data set into a store."),
     "info": ("layertap.capture.cli:info", "Say what a store holds."),
-    "render": ("layertap.render.cli:render", "Draw from a store, without the model."),
+    "render": ("layertap.render.cli:render", "Draw pictures from a store, without the model."),
 }
 
 

@@ -1,0 +1,365 @@
+"""Where everything stands: no channel is lost, nothing overlaps, and what is said is true."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from layertap.capture.errors import DrawError, SelectionError
+from layertap.render import GridSpec, MontageSpec, Sheet, draw
+from layertap.render.blocks import number
+from layertap.render.colormaps import N_COLOURS, WHITE, Mark
+from layertap.render.lettering import shorten, text_width, wrap
+from layertap.render.sheet import FRAME, Panel, Text
+from test_render_run import FakeRun, FakeTap, a_run, maps_run
+
+
+def panel_of(sheet: Sheet) -> Panel:
+    """Return the largest panel of a sheet: its tiles, and not a sample of a mark."""
+    return max(sheet.panels, key=lambda panel: panel.tiles.size)
+
+
+def words(sheet: Sheet) -> list[str]:
+    return [text.text for text in sheet.texts]
+
+
+@pytest.mark.parametrize("n", [*range(1, 41), 63, 64, 65, 127, 128, 129, 130])
+def test_no_channel_is_lost(n: int) -> None:
+    values = np.arange(1, n + 1, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 1, 2), np.float32)
+    values[..., 0] = 0
+    for kind in ("grid", "montage"):
+        sheet = draw(maps_run(values), kind, channels="all", magnification=1).sheet
+        panel = panel_of(sheet)
+        assert panel.columns == math.ceil(math.sqrt(n))
+        assert panel.n_lines == math.ceil(n / panel.columns)
+        entries = panel.entries()
+        for i in range(n):
+            x, y = panel.place(i)
+            shown = entries[y - panel.y + 1, x - panel.x + 2]
+            assert shown == round((i + 1) / n * (N_COLOURS - 1))
+
+
+def test_each_value_is_a_square_of_the_factor_and_gaps_are_white() -> None:
+    tiles = np.arange(3 * 2 * 3, dtype=np.uint8).reshape(3, 2, 3)
+    panel = Panel(10, 20, tiles, 2, 4, 3, 5, "viridis")
+    entries = panel.entries()
+    assert entries.shape == (2 * 8 + 5 + 2, 2 * 12 + 3 + 2)
+    for i, tile in enumerate(tiles):
+        x, y = panel.place(i)
+        part = entries[y - 19 : y - 19 + 8, x - 9 : x - 9 + 12]
+        assert (part == np.kron(tile, np.ones((4, 4), np.uint8))).all()
+        entries[y - 19 : y - 19 + 8, x - 9 : x - 9 + 12] = WHITE
+    assert (entries == WHITE).all()
+
+
+def test_frames_stand_around_tiles_and_not_around_empty_places() -> None:
+    panel = Panel(1, 1, np.zeros((3, 2, 2), np.uint8), 2, 1, 4, 4, "RdBu_r", framed=True)
+    entries = panel.entries()
+    assert (entries == FRAME).sum() == 3 * 12
+    assert (entries[6:, 6:] == WHITE).all()
+
+
+@pytest.mark.parametrize("side", [1, 2, 7, 14, 28, 56, 112, 224])
+def test_maps_of_any_size_are_magnified_by_a_whole_number(side: int) -> None:
+    values = np.random.default_rng(0).random((1, 4, side, side), np.float32)
+    panel = panel_of(draw(maps_run(values), "grid").sheet)
+    assert panel.factor == max(1, round((64 if side > 1 else 28) / side))
+    assert panel.tiles.shape == (4, side, side)
+
+
+def test_one_scale_holds_for_a_layer_and_its_bar_says_so() -> None:
+    run = a_run()
+    run["conv1"].values[0] *= 0.5
+    run["conv1"].values[1, 3, 0, 0] = 8
+    sheet = draw(run, "grid", rows=[0, 1], layers="conv1").sheet
+    assert [(bar.low, bar.high) for bar in sheet.bars] == [(0.0, 8.0)]
+    assert "8" in words(sheet)
+    assert "one scale for the layer" in words(sheet)
+    first, second = sheet.panels
+    value = run["conv1"].values[0, 2, 4, 4]
+    assert first.tiles[2, 4, 4] == round(value / 8 * (N_COLOURS - 1))
+    assert second.tiles[3, 0, 0] == N_COLOURS - 1
+
+
+def test_a_figure_scale_is_the_same_in_every_layer() -> None:
+    run = a_run()
+    sheet = draw(run, "grid", layers=["conv1", "layer1.0"], scope="figure").sheet
+    bars = {(bar.colormap, bar.low, bar.high) for bar in sheet.bars}
+    largest = float(np.abs(run["layer1.0"].values[0, :9]).max())
+    assert bars == {("RdBu_r", -largest, largest)}
+
+
+def test_a_row_scale_has_a_bar_for_each_row() -> None:
+    run = a_run()
+    sheet = draw(run, "grid", rows=[0, 1], layers="conv1", scope="row").sheet
+    assert [bar.high for bar in sheet.bars] == [float(run["conv1"].values[i, :9].max()) for i in (0, 1)]
+
+
+def test_channel_scales_have_no_bar_and_say_so() -> None:
+    sheet = draw(a_run(), "grid", layers="conv1", scope="channel").sheet
+    assert not sheet.bars
+    assert {"no bar: the scales differ", "a scale for each channel"} <= set(words(sheet))
+    assert all(tile.max() == N_COLOURS - 1 for tile in panel_of(sheet).tiles)
+
+
+def test_given_limits_are_those_of_the_bar() -> None:
+    sheet = draw(a_run(), "grid", layers="conv1", scope=(0.25, 0.5)).sheet
+    assert [(bar.low, bar.high) for bar in sheet.bars] == [(0.25, 0.5)]
+    assert {"0.25", "0.5", "the scale was given"} <= set(words(sheet))
+    tiles = panel_of(sheet).tiles
+    values = a_run()["conv1"].values[0, :9]
+    assert (tiles == Mark.OVER).sum() == (values > 0.5).sum()
+    assert (tiles == Mark.UNDER).sum() == (values < 0.25).sum()
+
+
+@pytest.mark.parametrize("kind", ["grid", "montage"])
+def test_what_is_no_ordinary_value_is_listed(kind: str) -> None:
+    run = a_run()
+    values = run["conv1"].values
+    values[0, 2], values[0, 5], values[0, 3, 1, 1], values[0, 4, 0, 0] = 0, 0.5, np.nan, np.inf
+    sheet = draw(run, kind, layers="conv1").sheet
+    assert {"all zero: 2", "constant: 5", "NaN in 3", "+inf in 4"} <= set(words(sheet))
+    assert sheet.notes == (
+        "conv1, row 0: all zero: 2",
+        "conv1, row 0: constant: 5",
+        "conv1, row 0: NaN in 3",
+        "conv1, row 0: +inf in 4",
+    )
+    swatches = [panel.tiles.item() for panel in sheet.panels if panel.tiles.size == 1]
+    assert swatches == [Mark.ZERO, Mark.CONSTANT, Mark.NAN, Mark.POSITIVE_INFINITY]
+
+
+def test_a_layer_without_a_finite_value_has_no_bar() -> None:
+    sheet = draw(maps_run(np.full((1, 2, 3, 3), np.nan, np.float32)), "montage").sheet
+    assert not sheet.bars
+    assert "no finite value" in words(sheet)
+
+
+def test_many_marked_channels_are_counted() -> None:
+    values = np.zeros((1, 256, 2, 2), np.float32)
+    sheet = draw(maps_run(values), "grid", channels="all", magnification=1).sheet
+    assert any(text.endswith("… (256)") for text in words(sheet))
+    assert sheet.notes[0].endswith("254, 255")
+
+
+def test_channels_are_numbered_in_their_order() -> None:
+    run = a_run()
+    run["conv1"].values[0, 11] += 5
+    run["conv1"].values[0, 6] += 3
+    sheet = draw(run, "grid", layers="conv1", channels="top:2").sheet
+    assert {"11", "6"} <= set(words(sheet))
+    assert "2 of 16 channels, by mean" in words(sheet)
+    assert (panel_of(sheet).tiles[0] > panel_of(sheet).tiles[1].max() // 2).all()
+    assert "11" not in words(draw(run, "grid", layers="conv1", channels="top:2", numbers=False).sheet)
+
+
+def test_importance_is_over_all_drawn_rows() -> None:
+    run = a_run()
+    run["conv1"].values[0, 3] += 1
+    run["conv1"].values[1, 9] += 5
+    sheet = draw(run, "grid", rows=[0, 1], layers="conv1", channels="top:2").sheet
+    numbers = [text.text for text in sheet.texts if text.text in ("3", "9")]
+    assert numbers == ["9", "3", "9", "3"]  # in both rows alike
+
+
+def test_a_channel_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(SelectionError, match="channel of conv1: 16 is not there; there are 0 to 15"):
+        draw(a_run(), "grid", layers="conv1", channels=[3, 16])
+
+
+def test_fewer_channels_than_asked_for_are_all_drawn() -> None:
+    sheet = draw(a_run(), "grid", layers="conv1", channels="first:99").sheet
+    assert "all 16 channels" in words(sheet)
+
+
+def test_the_row_is_named_with_its_class_and_whether_it_is_right() -> None:
+    said = words(draw(a_run(), "grid", rows=[0, 2]).sheet)
+    assert {"cat", "predicted cat", "right", "predicted dog", "wrong", "row 2 · 002.png"} <= set(said)
+
+
+def test_a_row_without_label_or_picture_is_drawn_without() -> None:
+    run = maps_run(np.random.default_rng(0).random((2, 4, 3, 3)))
+    sheet = draw(run, "grid").sheet
+    assert not sheet.photos
+    assert panel_of(sheet).x < 30
+    run = a_run()
+    run.rows["label"].values[:] = -1
+    said = words(draw(run, "grid", rows=0).sheet)
+    assert "predicted cat" in said
+    assert not {"right", "wrong"} & set(said)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (28, 28), (224, 200, 3), (1000, 40, 3)])
+def test_pictures_of_any_size_fit_beside_the_blocks(shape: tuple[int, ...]) -> None:
+    run: Any = FakeRun(FakeTap("conv1", np.ones((1, 1, 2, 2))), picture=np.full((1, *shape), 9, np.uint8))
+    (photo,) = draw(run, "grid").sheet.photos
+    assert (photo.rgb() == 9).all()
+    assert 100 <= max(photo.size) <= 320
+    assert photo.size[0] < panel_of(draw(run, "grid").sheet).x
+
+
+def test_a_vector_is_drawn_whole_as_numbered_cells() -> None:
+    run = a_run()
+    sheet = draw(run, "grid", layers="fc").sheet
+    panel = panel_of(sheet)
+    assert panel.tiles.shape == (10, 1, 1)
+    assert {"9", "all 10 features"} <= set(words(sheet))
+    largest = np.abs(run["fc"].values[0]).max()
+    middle = (N_COLOURS - 1) / 2
+    expected = np.rint(middle + run["fc"].values[0] / largest * middle)
+    assert np.abs(panel.tiles.ravel() - expected).max() <= 1
+    top = draw(run, "grid", layers="fc", channels="top:1:maximum").sheet
+    assert str(run["fc"].values[0].argmax()) in words(top)
+
+
+def _tokens(n: int) -> Any:
+    values = np.arange(1.0, n + 1)[None, :, None] * np.array([1.0, 2.0])
+    return FakeRun(FakeTap("block", values, ("row", "token", "feature"), "Block"))
+
+
+@pytest.mark.parametrize(
+    ("n", "shape", "n_empty"),
+    [(16, (4, 4), 0), (17, (5, 4), 3), (7, (3, 3), 2), (2, (1, 2), 0), (1, (1, 1), 0)],
+)
+def test_a_sequence_is_wrapped_and_every_token_drawn(n: int, shape: tuple[int, int], n_empty: int) -> None:
+    panel = panel_of(draw(_tokens(n), "grid").sheet)
+    assert panel.tiles.shape == (2, *shape)
+    assert (panel.tiles == WHITE).sum() == 2 * n_empty
+    shown = panel.tiles[1][panel.tiles[1] != WHITE]
+    assert shown.tolist() == [round(i / n * (N_COLOURS - 1)) for i in range(1, n + 1)]
+
+
+def test_a_class_token_stands_alone_so_that_patches_keep_their_places() -> None:
+    tile = panel_of(draw(_tokens(17), "grid").sheet).tiles[1]
+    assert (tile[0, 1:] == WHITE).all()
+    assert (np.diff(tile[1:].ravel().astype(int)) > 0).all()
+
+
+def test_channels_that_come_last_are_found_by_name() -> None:
+    values = np.random.default_rng(0).random((1, 4, 5, 3))
+    run: Any = FakeRun(FakeTap("conv", values, ("row", "y", "x", "channel")))
+    panel = panel_of(draw(run, "montage", channels=[2, 0]).sheet)
+    assert panel.tiles.shape == (2, 4, 5)
+    assert (panel.tiles[0] == np.rint(values[0, ..., 2] / values[0][..., [0, 2]].max() * 230)).all()
+
+
+def test_a_value_a_row_is_drawn() -> None:
+    run: Any = FakeRun(FakeTap("loss", np.array([0.5, 1.0]), ("row",), "Loss"))
+    assert panel_of(draw(run, "montage", rows="0:2").sheet).tiles.shape == (2, 1, 1)
+
+
+def test_a_tap_of_four_axes_is_refused_or_left_out() -> None:
+    video = FakeTap("video", np.ones((1, 2, 3, 4, 4)), ("row", "channel", "t", "y", "x"))
+    run: Any = FakeRun(video, FakeTap("conv1", np.ones((1, 2, 3, 3))))
+    with pytest.raises(
+        DrawError, match=r"video cannot be drawn: a row of it is \(channel=2, t=3, y=4, x=4\)"
+    ):
+        draw(run, "grid", layers="video")
+    assert "video" not in words(draw(run, "grid").sheet)
+    only: Any = FakeRun(video)
+    with pytest.raises(DrawError, match="no tap that can be drawn"):
+        draw(only, "grid")
+
+
+def test_a_montage_of_one_channel_is_over_rows() -> None:
+    run = a_run()
+    run["conv1"].values[4, 5] = 0
+    sheet = draw(run, "montage", rows="0:6", layers="conv1", channels=5).sheet
+    assert panel_of(sheet).tiles.shape == (6, 8, 8)
+    assert {"channel 5, 6 rows", "all zero: 4"} <= set(words(sheet))
+    largest = run["conv1"].values[:, 5].max()
+    assert (panel_of(sheet).tiles[3] == np.rint(run["conv1"].values[3, 5] / largest * 230)).all()
+
+
+def test_a_montage_of_rows_and_channels_is_a_table() -> None:
+    sheet = draw(a_run(), "montage", rows=[4, 1], layers="conv1", channels="first:3").sheet
+    panel = panel_of(sheet)
+    assert (panel.columns, panel.n_lines) == (3, 2)
+    assert {"0", "1", "2", "4"} <= set(words(sheet))
+
+
+def test_a_montage_says_what_it_shows() -> None:
+    said = words(draw(a_run(), "montage", rows=2, layers="conv1").sheet)
+    assert {"conv1", "all 16 channels", "row 2, cat, predicted dog (wrong)"} <= set(said)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 99])
+def test_columns_can_be_given(columns: int) -> None:
+    panel = panel_of(draw(a_run(), "montage", layers="conv1", columns=columns).sheet)
+    assert panel.columns == min(columns, 16)
+
+
+def test_a_picture_without_end_is_refused() -> None:
+    with pytest.raises(DrawError, match="smaller magnification"):
+        draw(a_run(), "montage", layers="conv1", magnification=1000)
+
+
+# Words
+
+
+def _boxes(texts: tuple[Text, ...]) -> list[tuple[float, float, float, float]]:
+    boxes = []
+    for text in texts:
+        width = text_width(text.text, text.size, text.bold)
+        left = text.x - {"left": 0, "center": width / 2, "right": width}[text.align]
+        boxes.append((left, text.y - 0.75 * text.size, left + width, text.y))
+    return boxes
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2]])
+@pytest.mark.parametrize("options", [{}, {"scope": (0, 1)}, {"channels": "all"}, {"scope": "row"}])
+def test_nothing_overlaps_and_nothing_leaves_the_sheet(rows: list[int], options: dict[str, Any]) -> None:
+    run = a_run()
+    long = "backbone.stages.2.blocks.11.attention.output.dense"
+    run.taps[long] = FakeTap(long, run["conv1"].values.copy(), type="AVeryLongNameOfAModule")
+    run[long].values[0, :4] = np.nan
+    sheet = draw(run, "grid", rows=rows, layers=[long, "conv1", "fc"], **options).sheet
+    boxes = _boxes(sheet.texts)
+    images = [(x, y, x + p.shape[1], y + p.shape[0]) for x, y, p in sheet.pictures()]
+    for x0, y0, x1, y1 in (*boxes, *images):
+        assert min(x0, y0) >= 0
+        assert x1 <= sheet.width + 1
+        assert y1 <= sheet.height
+    for i, (ax0, ay0, ax1, ay1) in enumerate(boxes):
+        for bx0, by0, bx1, by1 in boxes[i + 1 :]:
+            assert ax1 <= bx0 or bx1 <= ax0 or ay1 <= by0 or by1 <= ay0
+    for i, (ax0, ay0, ax1, ay1) in enumerate(images):
+        for bx0, by0, bx1, by1 in images[i + 1 :]:
+            assert ax1 <= bx0 + 2 or bx1 <= ax0 + 2 or ay1 <= by0 + 2 or by1 <= ay0 + 2
+
+
+def test_long_names_lose_their_middle() -> None:
+    name = "backbone.stages.2.blocks.11.attention.output.dense"
+    short = shorten(name, 150, 13)
+    head, tail = short.split("…")
+    assert name.startswith(head)
+    assert name.endswith(tail)
+    assert abs(len(head) - len(tail)) <= 1
+    assert text_width(short, 13) <= 150
+    assert shorten("conv1", 150, 13) == "conv1"
+    assert shorten("飞机" * 30, 60, 13).count("…") == 1
+
+
+def test_notes_are_wrapped_by_words() -> None:
+    assert wrap("one two three", text_width("one two", 10) + 1, 10) == ["one two", "three"]
+    assert wrap("", 100, 10) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (-0.0, "0"), (1.0, "1"), (3.14159, "3.14"), (31415.9, "3.14e4"), (-2.5e-7, "-2.5e-7")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_a_specification_can_be_drawn_as_it_is() -> None:
+    spec = GridSpec(rows=(2,), layers=("conv1",), channels="top:4", scope="figure")
+    picture = draw(a_run(), spec)
+    assert picture.spec == spec
+    montage = MontageSpec(rows=(2,), layers=("conv1",))
+    assert draw(a_run(), montage).sheet.width == draw(a_run(), "montage", rows=2, layers="conv1").sheet.width
+    with pytest.raises(DrawError, match="says it all"):
+        draw(a_run(), spec, rows=3)

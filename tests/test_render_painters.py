@@ -1,0 +1,230 @@
+"""Every painter paints every sheet alike, to the pixel."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from layertap.capture.errors import DrawError, MissingPackageError
+from layertap.render import Picture, draw
+from layertap.render.colormaps import palette
+from layertap.render.painters import default_painter, painter
+from layertap.render.png import palette_png
+from layertap.render.sheet import Ink, Sheet, Text
+from PIL import Image
+from test_render_run import a_run
+
+
+@pytest.fixture(params=["pillow", "matplotlib"])
+def name(request: pytest.FixtureRequest) -> str:
+    if request.param == "matplotlib":
+        pytest.importorskip("matplotlib")
+    return str(request.param)
+
+
+def pictures() -> dict[str, Picture]:
+    run = a_run()
+    spoiled = run["conv1"].values
+    spoiled[0, 2], spoiled[0, 3], spoiled[0, 4, 2, 2], spoiled[0, 5, 1] = 0, 0.5, np.nan, np.inf
+    return {
+        "grid": draw(run, "grid", title="$x$ & <y> {z} \\alpha"),
+        "rows": draw(run, "grid", rows=[0, 2], layers="conv1", channels="all", scope="row"),
+        "given": draw(run, "grid", layers=["layer1.0", "fc"], scope=(-1, 0.5)),
+        "montage": draw(run, "montage", layers="conv1"),
+        "signed": draw(run, "montage", layers="layer1.0", rows="0:4", channels=3),
+        "empty": Picture(Sheet(7, 5), draw(run).spec),
+    }
+
+
+@pytest.mark.parametrize("kind", ["grid", "rows", "given", "montage", "signed", "empty"])
+def test_images_are_where_the_sheet_says_pixel_by_pixel(name: str, kind: str) -> None:
+    sheet = pictures()[kind].sheet
+    got = painter(name).array(Sheet(sheet.width, sheet.height, sheet.panels, sheet.photos, sheet.bars))
+    expected = np.full((sheet.height, sheet.width, 3), 255, np.uint8)
+    for x, y, pixels in sheet.pictures():
+        expected[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    assert got.dtype == np.uint8
+    assert (got == expected).all()
+
+
+@pytest.mark.parametrize("kind", ["grid", "rows", "given", "montage", "signed"])
+def test_text_touches_no_map(name: str, kind: str) -> None:
+    sheet = pictures()[kind].sheet
+    got = painter(name).array(sheet)
+    for panel in sheet.panels:
+        colours = palette(panel.colormap)
+        width, height = panel.tile_size
+        for i, tile in enumerate(panel.tiles):
+            x, y = panel.place(i)
+            large = tile.repeat(panel.factor, 0).repeat(panel.factor, 1)
+            assert (got[y : y + height, x : x + width] == colours[large]).all()
+
+
+def test_the_png_holds_what_the_array_holds(name: str) -> None:
+    for picture in pictures().values():
+        decoded = Image.open(io.BytesIO(painter(name).encode(picture.sheet, "png")))
+        assert (np.asarray(decoded.convert("RGB")) == painter(name).array(picture.sheet)).all()
+
+
+def test_text_is_drawn_where_it_is_aligned(name: str) -> None:
+    for align, x0, x1 in (("left", 100, 150), ("center", 70, 130), ("right", 50, 100)):
+        text: Any = Text(100, 30, "HHH", 16, align)
+        ink = (painter(name).array(Sheet(200, 60, texts=(text,))) < 200).any(axis=2)
+        ys, xs = np.nonzero(ink)
+        assert x0 - 1 <= xs.min()
+        assert xs.max() <= x1 + 1
+        assert ys.max() + 1 == pytest.approx(30, abs=1)  # on its baseline
+        assert ys.min() >= 30 - 16
+        if align == "center":
+            assert (xs.min() + xs.max()) / 2 == pytest.approx(100, abs=2)
+
+
+def test_text_can_be_turned(name: str) -> None:
+    text = Text(50, 90, "HHHH", 16, rotation=90)
+    ys, xs = np.nonzero((painter(name).array(Sheet(100, 100, texts=(text,))) < 200).any(axis=2))
+    assert ys.max() - ys.min() > 2 * (xs.max() - xs.min())
+    assert xs.max() <= 51
+    assert ys.max() == pytest.approx(89, abs=2)
+
+
+def test_text_beyond_the_edge_is_cut_off(name: str) -> None:
+    texts = tuple(Text(x, y, "conv1", 20) for x in (-20, 35, 200) for y in (-30, 3, 45, 90))
+    assert painter(name).array(Sheet(40, 40, texts=texts)).shape == (40, 40, 3)
+
+
+def test_ink_has_its_colour(name: str) -> None:
+    array = painter(name).array(Sheet(60, 40, texts=(Text(5, 35, "M", 40, ink=Ink.WRONG, bold=True),)))
+    assert (array == np.array(Ink.WRONG.value)).all(axis=2).any()
+
+
+def test_an_unknown_format_is_refused(name: str) -> None:
+    with pytest.raises(DrawError, match="png"):
+        painter(name).encode(Sheet(4, 4), "bmp")
+
+
+def test_a_sheet_of_one_palette_is_a_palette_png() -> None:
+    for kind, mode in (("montage", "P"), ("signed", "P"), ("grid", "RGB"), ("given", "RGB")):
+        image = Image.open(io.BytesIO(painter("pillow").encode(pictures()[kind].sheet, "png")))
+        assert image.mode == mode
+        assert image.format == "PNG"
+
+
+def test_palette_pngs_decode_to_what_went_in() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (3, 5), (40, 17)):
+        entries = rng.integers(0, 256, shape, np.uint8).repeat(3, axis=0)
+        data = palette_png(entries, palette("magma"))
+        image = Image.open(io.BytesIO(data))
+        assert image.mode == "P"
+        assert (np.asarray(image) == entries).all()
+        assert image.getpalette() == palette("magma").ravel().tolist()
+        image.verify() if image.fp else None
+
+
+@pytest.mark.parametrize(("format", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_matplotlib_writes_vector_files_the_same_each_time(format: str, start: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    sheet = pictures()["grid"].sheet
+    data = painter("matplotlib").encode(sheet, format)
+    assert data.startswith(start)
+    assert data == painter("matplotlib").encode(sheet, format)
+
+
+def test_svg_images_are_pixel_exact() -> None:
+    pytest.importorskip("matplotlib")
+    import base64
+    import re
+
+    sheet = pictures()["montage"].sheet
+    svg = painter("matplotlib").encode(sheet, "svg").decode()
+    found = [base64.b64decode(data) for data in re.findall(r'base64,([^"]+)"', svg)]
+    sizes = {Image.open(io.BytesIO(data)).size for data in found}
+    assert {(pixels.shape[1], pixels.shape[0]) for _, _, pixels in sheet.pictures()} == sizes
+
+
+def test_the_users_matplotlib_settings_change_nothing() -> None:
+    mpl = pytest.importorskip("matplotlib")
+    sheet = pictures()["grid"].sheet
+    before = painter("matplotlib").array(sheet), painter("matplotlib").encode(sheet, "svg")
+    strange = {
+        "image.interpolation": "bicubic",
+        "savefig.bbox": "tight",
+        "savefig.dpi": 300,
+        "figure.dpi": 50,
+        "font.size": 30,
+        "text.parse_math": True,
+        "axes.facecolor": "red",
+        "figure.facecolor": "black",
+        "savefig.facecolor": "blue",
+        "text.color": "red",
+        "image.origin": "lower",
+        "figure.autolayout": True,
+    }
+    with mpl.rc_context(strange):
+        assert (painter("matplotlib").array(sheet) == before[0]).all()
+        assert painter("matplotlib").encode(sheet, "svg") == before[1]
+
+
+def test_pyplot_is_left_alone() -> None:
+    pytest.importorskip("matplotlib")
+    code = (
+        "import sys, layertap.render.paint_matplotlib as p; from layertap.render.sheet import Sheet; "
+        "p.MatplotlibPainter().array(Sheet(4, 4)); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
+def test_importing_render_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, layertap.render, layertap.render.cli; layertap.render.GridSpec(rows=[1]); "
+        "heavy = {'matplotlib', 'PIL', 'torch', 'jax', 'zarr'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
+_WITHOUT_MATPLOTLIB = """
+import sys
+sys.modules["matplotlib"] = None  # importing it fails from here on
+sys.path.insert(0, {tests!r})
+from layertap.render import draw
+from layertap.capture.errors import MissingPackageError
+from test_render_run import a_run
+picture = draw(a_run(), "grid", title="plain")
+assert picture.array().shape[2] == 3
+picture.save({out!r} + "/grid.png")
+for call in (lambda: picture.save({out!r} + "/grid.svg"), draw(a_run(), painter="matplotlib").png):
+    try:
+        call()
+    except MissingPackageError as error:
+        assert "pip install 'layertap[matplotlib]'" in str(error)
+    else:
+        raise AssertionError("drawn without matplotlib")
+"""
+
+
+def test_without_matplotlib_pillow_draws_and_the_rest_names_the_package(tmp_path: Any) -> None:
+    from pathlib import Path
+
+    code = _WITHOUT_MATPLOTLIB.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_painters_are_chosen_by_kind_and_file() -> None:
+    assert default_painter("montage", "png") == "pillow"
+    assert default_painter("montage", "pdf") == "matplotlib"
+    with pytest.raises(DrawError, match="pillow"):
+        painter("pilow")
+    assert issubclass(MissingPackageError, ImportError)
+
+
+def test_painting_warns_of_nothing(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for picture in pictures().values():
+            painter(name).array(picture.sheet)
