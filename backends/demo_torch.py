@@ -41,9 +41,9 @@ def train(inputs: NDArray[Any], labels: NDArray[Any]) -> nn.Module:
         optimizer = torch.optim.AdamW(model.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
         for _ in range(EPOCHS):
-            for rows in torch.randperm(len(x)).split(BATCH):
+            for rows in torch.randperm(len(x)).split(BATCH):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
-                F.cross_entropy(model(x[rows]), y[rows]).backward()
+                F.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
     return model.eval()

@@ -91,7 +91,7 @@ def _encode(values: Sequence[str], column: ArraySpec) -> NDArray[np.uint8]:
         data = text.encode()
         if len(data) > width:
             raise DataError(
-                f"a text of {column.name!r} has {len(data)} bytes and {width} are kept for each: {text[:60]}..."
+                f"a text of {column.name!r} has {len(data)} bytes and {width} are kept: {text[:60]}..."
             )
         row[: len(data)] = np.frombuffer(data, np.uint8)
     return encoded

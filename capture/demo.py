@@ -110,15 +110,14 @@ def _draw(run: Run, folder: Path) -> list[Path]:
     paths = []
     for digit, row in enumerate(firsts):
         path = folder / f"grid-{digit}.png"
-        lt.draw(run, "grid", rows=[row], layers=LAYERS, channels=9).save(path)
+        lt.draw(run, "grid", rows=[row], layers=LAYERS).save(path)
         paths.append(path)
-    for name, options in {
-        "grid-all": {"kind": "grid", "rows": firsts, "layers": LAYERS, "channels": "top:9:variance"},
-        "montage-conv3": {"kind": "montage", "rows": firsts[3], "layers": "conv3"},
-        "montage-channel": {"kind": "montage", "rows": firsts, "layers": "conv2", "channels": 0},
+    for name, picture in {
+        "grid-all": lt.draw(run, "grid", rows=firsts, layers=LAYERS, channels="top:9:variance"),
+        "montage-conv3": lt.draw(run, "montage", rows=firsts[3], layers="conv3"),
+        "montage-channel": lt.draw(run, "montage", rows=firsts, layers="conv2", channels=0),
     }.items():
-        kind: Any = options.pop("kind")
-        lt.draw(run, kind, **options).save(folder / f"{name}.png")
+        picture.save(folder / f"{name}.png")
         paths.append(folder / f"{name}.png")
     return paths
 
@@ -126,7 +125,8 @@ def _draw(run: Run, folder: Path) -> list[Path]:
 def _enlarged(image: NDArray[np.float64]) -> NDArray[np.uint8]:
     from PIL import Image
 
-    small = Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8))
+    # A pixel of margin: in the data the digits touch the edges.
+    small = Image.fromarray(np.pad(np.rint(image * (255 / 16)).astype(np.uint8), 1))
     return np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 

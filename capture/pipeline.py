@@ -278,8 +278,8 @@ def _explained(error: OSError, path: Path) -> OSError:
         return error
     kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
     explained = kind(
-        f"cannot write {error.filename or path}: {error.strerror or error}. Blocks that are committed are kept: "
-        "once this is mended, the same capture goes on after them"
+        f"cannot write {error.filename or path}: {error.strerror or error}. Blocks that are committed "
+        "are kept: once this is mended, the same capture goes on after them"
     )
     explained.__cause__ = error
     return explained

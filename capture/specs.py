@@ -94,21 +94,26 @@ def _load_arrays(path: Path, preprocess: Preprocess | None) -> Source:
     if not path.is_file():
         raise StoreNotFoundError(f"there is no file {path}")
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return ArraySource(loaded, name=path.name, preprocess=preprocess)
-        inputs = next((key for key in ("x", "inputs", "images", "input", "arr_0") if key in loaded), None)
-        labels = next((key for key in ("y", "labels", "label", "arr_1") if key in loaded), None)
-        if inputs is None:
-            raise DataError(
-                f"{path} holds {', '.join(loaded.files)}; the inputs are to be called x, inputs or images"
-            )
-        values = loaded[inputs], None if labels is None else loaded[labels]
+        if path.suffix == ".npy":
+            values = np.load(path, mmap_mode="r", allow_pickle=False), None
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                values = _inputs_and_labels(path, file)
     except DataError:
         raise
     except (ValueError, OSError, EOFError) as error:
         raise FormatError(f"{path} cannot be read: {error}") from error
     return ArraySource(*values, name=path.name, preprocess=preprocess)
+
+
+def _inputs_and_labels(path: Path, file: Any) -> tuple[Any, Any]:
+    inputs = next((key for key in ("x", "inputs", "images", "input", "arr_0") if key in file), None)
+    labels = next((key for key in ("y", "labels", "label", "arr_1") if key in file), None)
+    if inputs is None:
+        raise DataError(
+            f"{path} holds {', '.join(file.files)}; the inputs are to be called x, inputs or images"
+        )
+    return file[inputs], None if labels is None else file[labels]
 
 
 def _factory_file(spec: str) -> tuple[Path, str] | None:

@@ -9,6 +9,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class ContractError(AssertionError):
     """A backend breaks the contract."""
 
 
-class Stop(Exception):
+class StopError(Exception):
     """What the suite makes a model raise."""
 
 
@@ -52,7 +53,7 @@ class Subject:
     traces: Callable[[], Any]
     """A value that is equal before and after where nothing is left behind in the model."""
     fail: Callable[[bool], None]
-    """Makes the model raise `Stop` half-way through its forward, or lets it run again."""
+    """Makes the model raise `StopError` half-way through its forward, or lets it run again."""
 
 
 def inputs(n_rows: int, seed: int = 0, side: int = 16) -> Values:
@@ -121,7 +122,7 @@ class BackendContract(ABC):
         """Smaller, larger, straddling blocks."""
         subject, values = self.subject(), inputs(41)
         cuts = [0, 4, 5, 8, 14, 20, 21, 22, 26, 33, 41]
-        batches = [values[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        batches = [values[a:b] for a, b in pairwise(cuts)]
         run = self.capture(subject, tmp_path / "s", batches, memory="4MiB")
         expected = [subject.reference(batch) for batch in batches]
         for name in expected[0]:
@@ -144,7 +145,7 @@ class BackendContract(ABC):
         self.capture(subject, tmp_path / "good", [values])
         require(subject.traces() == before, "a run left something in the model")
         subject.fail(True)
-        with raises(Stop, ""):
+        with raises(StopError, ""):
             self.capture(subject, tmp_path / "bad", [values])
         subject.fail(False)
         require(subject.traces() == before, "a failing model keeps something")
@@ -168,7 +169,7 @@ class BackendContract(ABC):
         with record(subject.model, tmp_path / "s", subject.layers) as rec:
             rec(subject.batch(values[:4]))
             subject.fail(True)
-            with contextlib.suppress(Stop):
+            with contextlib.suppress(StopError):
                 rec(subject.batch(values[:4]))
             subject.fail(False)
             rec(subject.batch(values[4:]))
@@ -242,12 +243,12 @@ class BackendContract(ABC):
         def dies(self: Recorder, n_rows: int) -> Any:
             seen.append(self.row)
             if self.row >= 24:
-                raise Stop
+                raise StopError
             return begin(self, n_rows)
 
         Recorder.begin = dies  # type: ignore[method-assign]
         try:
-            with raises(Stop, ""):
+            with raises(StopError, ""):
                 capture("killed")
         finally:
             Recorder.begin = begin  # type: ignore[method-assign]
@@ -265,13 +266,13 @@ class BackendContract(ABC):
         subject, values = self.subject(), inputs(40)
         batches = [values[i : i + 4] for i in range(0, 40, 4)]
         self.capture(subject, tmp_path / "whole", batches)
-        with raises(Stop, ""):
-            with record(
-                subject.model, tmp_path / "killed", subject.layers, memory=SMALL_MEMORY, writers=1
-            ) as rec:
-                for batch in batches[:7]:
-                    rec(subject.batch(batch))
-                raise Stop
+        with (
+            raises(StopError, ""),
+            record(subject.model, tmp_path / "killed", subject.layers, memory=SMALL_MEMORY, writers=1) as rec,
+        ):
+            for batch in batches[:7]:
+                rec(subject.batch(batch))
+            raise StopError
         require(0 < open_run(tmp_path / "killed").n_rows < 40, "nothing, or everything, was committed")
         self.capture(subject, tmp_path / "killed", batches)
         require(contents(tmp_path / "killed") == contents(tmp_path / "whole"), "the resumed store differs")

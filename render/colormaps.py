@@ -39,21 +39,6 @@ class Mark(IntEnum):
     OVER = 252  # above the limits that were given
     UNDER = 253  # below them
 
-    @property
-    def words(self) -> str:
-        """What the legend calls it."""
-        return _WORDS[self]
-
-
-_WORDS = {
-    Mark.ZERO: "all zero",
-    Mark.CONSTANT: "constant",
-    Mark.NAN: "NaN",
-    Mark.POSITIVE_INFINITY: "+inf",
-    Mark.NEGATIVE_INFINITY: "-inf",
-    Mark.OVER: "over",
-    Mark.UNDER: "under",
-}
 
 _POINTS = {
     "viridis": (

@@ -83,6 +83,8 @@ class _Page:
             finite = bool(np.isfinite(block.scale.high).any())
             return self.lines(x, y, ["no bar: the scales differ" if finite else "no finite value"])
         low, high = scale.limits
+        if low == high:
+            return self.lines(x, y, [f"no bar: every value is {number(low)}"])
         self.bars.append(Bar(x, y, BAR_HEIGHT, scale.bar(width), scale.colormap, low, high))
         y += BAR_HEIGHT + 11
         ends = number(low), number(high)

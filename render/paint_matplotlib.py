@@ -69,14 +69,14 @@ class MatplotlibPainter:
 _SETTINGS = (
     *("savefig.bbox", "savefig.transparent", "savefig.facecolor", "path.effects", "path.sketch"),
     *("text.hinting", "text.hinting_factor", "text.antialiased", "text.kerning_factor"),
-    *("pdf.fonttype", "svg.fonttype", "svg.image_inline", "image.composite_image"),
+    *("pdf.fonttype", "svg.fonttype", "svg.image_inline"),
 )
 
 
 def _settings() -> dict[Any, Any]:
     defaults: dict[Any, Any] = dict(mpl.rcParamsDefault)
     kept = {name: defaults[name] for name in _SETTINGS if name in defaults}
-    return kept | {"svg.hashsalt": "layertap"}
+    return kept | {"svg.hashsalt": "layertap", "image.composite_image": False}
 
 
 def _figure(sheet: Sheet) -> Figure:

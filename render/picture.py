@@ -155,7 +155,7 @@ def draw_many(
         DrawError: the template has an unknown field, or gives two rows one name; nothing is drawn then.
 
     """
-    chosen = select_rows(run, rows)
+    chosen = tuple(dict.fromkeys(select_rows(run, rows)))
     paths = [Path(name) for name in file_names(run, chosen, os.fspath(template))]
     for row, path in zip(chosen, paths, strict=True):
         if overwrite or not path.exists():

@@ -95,7 +95,10 @@ def take(run: Run, spec: Spec) -> View:
 def _layer(tap: Tap, spec: Spec, choice: ChannelChoice) -> LayerView:
     if not can_draw(tap):
         dims = ", ".join(f"{dim}={n}" for dim, n in zip(tap.dims[1:], tap.shape[1:], strict=True))
-        raise DrawError(f"{tap.name} cannot be drawn: a row of it is ({dims}); maps have at most three axes")
+        raise DrawError(
+            f"{tap.name} cannot be drawn: a row of it is ({dims}) of {tap.dtype}; "
+            "maps are real numbers on one to three axes, none of them empty"
+        )
     order = _axes(tap.dims[1:])
     n_channels = tap.shape[1 + order[0]] if order else 1
     unit = tap.dims[1 + order[0]] if order else "value"

@@ -7,7 +7,7 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
-from layertap.capture.testing import BackendContract, Stop, Subject
+from layertap.capture.testing import BackendContract, StopError, Subject
 
 
 class TestArrays(BackendContract):
@@ -18,7 +18,7 @@ class TestArrays(BackendContract):
             first = np.maximum(batch, 0)
             parts = {"sum": batch.sum((2, 3)), "pair": (batch[:, :2] * 2, batch > 0)}
             if failing[0]:
-                raise Stop
+                raise StopError
             return {"first": first, "parts": parts, "unused": batch, "logits": batch.mean((2, 3))}
 
         def reference(values: Any) -> dict[str, Any]:

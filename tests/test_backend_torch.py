@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from layertap.capture.testing import BackendContract, Stop, Subject, inputs  # noqa: E402
+from layertap.capture.testing import BackendContract, StopError, Subject, inputs  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 
@@ -40,7 +40,7 @@ class Awkward(nn.Module):
         y = self.relu(self.conv(x))
         y = self.relu(y - 0.1)
         if self.failing:
-            raise Stop
+            raise StopError
         parts = self.split(y)["parts"]
         y += 1
         parts.low.mul_(2)

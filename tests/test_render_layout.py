@@ -37,8 +37,8 @@ def test_no_channel_is_lost(n: int) -> None:
         entries = panel.entries()
         for i in range(n):
             x, y = panel.place(i)
-            shown = entries[y - panel.y + 1, x - panel.x + 2]
-            assert shown == round((i + 1) / n * (N_COLOURS - 1))
+            shown = float(entries[y - panel.y + 1, x - panel.x + 2])
+            assert shown == pytest.approx((i + 1) / n * (N_COLOURS - 1), abs=0.51)
 
 
 def test_each_value_is_a_square_of_the_factor_and_gaps_are_white() -> None:
@@ -135,6 +135,12 @@ def test_a_layer_without_a_finite_value_has_no_bar() -> None:
     sheet = draw(maps_run(np.full((1, 2, 3, 3), np.nan, np.float32)), "montage").sheet
     assert not sheet.bars
     assert "no finite value" in words(sheet)
+
+
+def test_a_layer_of_one_value_has_no_bar() -> None:
+    sheet = draw(maps_run(np.zeros((1, 2, 3, 3), np.float32)), "montage").sheet
+    assert not sheet.bars
+    assert {"no bar: every value is 0", "all zero: 0, 1"} <= set(words(sheet))
 
 
 def test_many_marked_channels_are_counted() -> None:
@@ -254,7 +260,7 @@ def test_a_tap_of_four_axes_is_refused_or_left_out() -> None:
     video = FakeTap("video", np.ones((1, 2, 3, 4, 4)), ("row", "channel", "t", "y", "x"))
     run: Any = FakeRun(video, FakeTap("conv1", np.ones((1, 2, 3, 3))))
     with pytest.raises(
-        DrawError, match=r"video cannot be drawn: a row of it is \(channel=2, t=3, y=4, x=4\)"
+        DrawError, match=r"video cannot be drawn: a row of it is \(channel=2, t=3, y=4, x=4\) of"
     ):
         draw(run, "grid", layers="video")
     assert "video" not in words(draw(run, "grid").sheet)

@@ -1,0 +1,113 @@
+"""How long a figure takes, from a view in memory to the bytes of a PNG, beside the usual way.
+
+    pytest benchmarks/bench_render.py --benchmark-columns=min,median,rounds
+
+The usual way is an axes for each channel, each with its title and its own scale, in one matplotlib figure.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from layertap.render import GridSpec, MontageSpec
+from layertap.render.layout import grid, montage
+from layertap.render.painters import painter
+from layertap.render.view import LayerView, RowView, View
+
+pytest.importorskip("matplotlib")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A figure: so many layers of so many channels, of so many pixels each."""
+
+    layers: int
+    channels: int
+    side: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.layers}x{self.channels}-of-{self.side}px"
+
+
+FIGURES = [Case(3, 9, 32), Case(3, 64, 16)]
+MONTAGES = [Case(1, 512, 7), Case(1, 512, 14), Case(1, 512, 28)]
+
+
+def view_of(case: Case) -> View:
+    """Return positive maps, about half of each zero, and a picture."""
+    rng = np.random.default_rng(0)
+    shape = (1, case.channels, case.side, case.side)
+    layers = tuple(
+        LayerView(
+            f"layer{i}",
+            "Conv2d",
+            shape[1:],
+            tuple(range(case.channels)),
+            case.channels,
+            "channel",
+            None,
+            np.maximum(rng.standard_normal(shape, np.float32), 0),
+            None,
+        )
+        for i in range(case.layers)
+    )
+    picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    return View((RowView(17, "17.png", "frog", "cat", False, picture),), layers)
+
+
+@pytest.mark.parametrize("painter_name", ["matplotlib", "pillow"])
+@pytest.mark.parametrize("case", FIGURES, ids=lambda case: case.id)
+def test_figure(benchmark: Any, case: Case, painter_name: str) -> None:
+    view, spec = view_of(case), GridSpec(rows=(17,), channels="all")
+    benchmark.group = f"figure {case.id}"
+    assert benchmark(lambda: painter(painter_name).encode(grid(view, spec), "png"))
+
+
+@pytest.mark.parametrize("case", FIGURES, ids=lambda case: case.id)
+def test_figure_the_usual_way(benchmark: Any, case: Case) -> None:
+    view = view_of(case)
+    benchmark.group = f"figure {case.id}"
+    assert benchmark.pedantic(_axes_a_channel, (view,), rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("case", MONTAGES, ids=lambda case: case.id)
+def test_montage(benchmark: Any, case: Case) -> None:
+    view, spec = view_of(case), MontageSpec(rows=(17,))
+    benchmark.group = f"montage {case.id}"
+    assert benchmark(lambda: painter("pillow").encode(montage(view, spec), "png"))
+
+
+@pytest.mark.parametrize("case", MONTAGES[:1], ids=lambda case: case.id)
+def test_montage_the_usual_way(benchmark: Any, case: Case) -> None:
+    view = view_of(case)
+    benchmark.group = f"montage {case.id}"
+    assert benchmark.pedantic(_axes_a_channel, (view,), rounds=1)
+
+
+def _axes_a_channel(view: View) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n = len(view.layers[0].channels)
+    columns = int(np.ceil(np.sqrt(n)))
+    figure = Figure(figsize=(3 * len(view.layers), 3.5), dpi=100)
+    FigureCanvasAgg(figure)
+    for outer, layer in zip(np.atleast_1d(figure.subplots(1, len(view.layers))), view.layers, strict=True):
+        outer.set_title(layer.name)
+        outer.axis("off")
+        for i, channel in enumerate(layer.values[0]):
+            line, column = divmod(i, columns)
+            place = (column / columns, 1 - (line + 1) / columns, 0.9 / columns, 0.8 / columns)
+            axes = outer.inset_axes(place)
+            axes.imshow(channel)
+            axes.set_title(str(i), fontsize=6)
+            axes.axis("off")
+    figure.tight_layout()
+    out = io.BytesIO()
+    figure.savefig(out)
+    return out.getvalue()

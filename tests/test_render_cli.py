@@ -1,0 +1,107 @@
+"""The commands draw what the calls draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from layertap.capture import reader
+from layertap.capture.errors import StoreNotFoundError
+from layertap.render import draw
+from layertap.render.cli import render
+from test_render_run import a_run
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call a command in an empty folder; the store of any name but `absent` is the stand-in's."""
+
+    def opened(path: Path) -> Any:
+        if path.name == "absent":
+            raise StoreNotFoundError(f"there is nothing at {path}")
+        return a_run()
+
+    monkeypatch.setattr(reader, "open_run", opened)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(render, list(arguments))
+
+    return run
+
+
+def test_a_grid_is_what_draw_gives(call: Any) -> None:
+    result = call(
+        *("grid", "run.zarr", "--rows", "2", "--layers", "conv1,fc", "--channels", "top:4"),
+        *("--by", "l2", "--scope", "-1:2", "--painter", "pillow", "--out", "x.png"),
+    )
+    assert (result.exit_code, result.output) == (0, "x.png\n")
+    same = draw(
+        a_run(), rows=2, layers=["conv1", "fc"], channels="top:4", by="l2", scope=(-1, 2), painter="pillow"
+    )
+    assert Path("x.png").read_bytes() == same.png()
+
+
+def test_without_options_the_first_row_is_drawn(call: Any) -> None:
+    assert call("grid", "run.zarr").output == "00000.png\n"
+    assert call("montage", "run.zarr").output == "montage.png\n"
+
+
+def test_several_rows_take_a_template_or_one_file(call: Any) -> None:
+    layers = ("--layers", "conv1", "--painter", "pillow")
+    assert "--one-file" in call("grid", "run.zarr", "--rows", "0:3", "--out", "x.png").output
+    result = call("grid", "run.zarr", *layers, "--rows", "0:3", "--out", "{row}_{class}.png")
+    assert result.output.split() == ["0_cat.png", "1_dog.png", "2_cat.png"]
+    result = call("grid", "run.zarr", *layers, "--rows", "0:3", "--one-file", "--out", "x.png")
+    assert result.output.split() == ["x.png"]
+    rows = [0, 1, 2]
+    assert Path("x.png").read_bytes() == draw(a_run(), rows=rows, layers="conv1", painter="pillow").png()
+
+
+def test_rows_are_filtered(call: Any) -> None:
+    options = ("grid", "run.zarr", "--layers", "conv1", "--painter", "pillow", "--out", "{row}.png")
+    assert call(*options, "--class", "dog", "--wrong").output.split() == ["5.png"]
+    assert call(*options, "--right", "--rows", "0:3").output.split() == ["0.png", "1.png"]
+    assert call(*options, "--each-class", "--rows", "1:").output.split() == ["2.png", "1.png"]
+
+
+def test_a_montage_is_over_rows(call: Any) -> None:
+    result = call("montage", "run.zarr", "--rows", "0:6", "--layers", "conv1", "--channels", "5")
+    assert result.output == "montage.png\n"
+    same = draw(a_run(), "montage", rows="0:6", layers="conv1", channels=5)
+    assert Path("montage.png").read_bytes() == same.png()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("absent",), "nothing at"),
+        (("run.zarr", "--layers", "conv2"), "conv1"),
+        (("run.zarr", "--rows", "9"), "0 to 5"),
+        (("run.zarr", "--class", "cut"), "cat"),
+        (("run.zarr", "--channels", "best"), "first:9"),
+        (("run.zarr", "--scope", "a:b"), "two numbers"),
+        (("run.zarr", "--scope", "all"), "layer"),
+        (("run.zarr", "--out", "x.gif"), "png, svg, pdf"),
+        (("run.zarr", "--out", "{what}.png"), "{row}"),
+        (("run.zarr", "--painter", "oil"), "no painter"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence_and_leaves_nothing(
+    call: Any, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    for kind in ("grid", "montage"):
+        result = call(kind, *arguments)
+        assert result.exit_code == 1
+        assert words in result.output
+        assert result.output.startswith("Error: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [(), ("grid",), ("montage",)])
+def test_every_command_has_an_example(call: Any, command: tuple[str, ...]) -> None:
+    result = call(*command, "--help")
+    assert result.exit_code == 0
+    assert "Example: layertap render" in result.output

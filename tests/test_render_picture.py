@@ -1,0 +1,142 @@
+"""A picture is saved whole, by the suffix of its file; many are named by a template."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layertap.capture.errors import DrawError, SelectionError
+from layertap.render import draw, draw_many
+from layertap.render.picture import file_names
+from PIL import Image
+from test_render_run import a_run
+
+
+def test_a_picture_is_saved_by_its_suffix(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = draw(a_run(), "grid")
+    starts = {"a.png": b"\x89PNG", "b.PNG": b"\x89PNG", "c.svg": b"<?xml", "deep/er/d.pdf": b"%PDF"}
+    for name, start in starts.items():
+        assert picture.save(tmp_path / name) == tmp_path / name
+        assert (tmp_path / name).read_bytes().startswith(start)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.PNG", "c.svg", "deep"]
+
+
+def test_a_picture_shows_itself() -> None:
+    picture = draw(a_run(), "montage", layers="conv1")
+    assert picture._repr_png_() == picture.png()
+    decoded = np.asarray(Image.open(io.BytesIO(picture.png())).convert("RGB"))
+    assert (decoded == picture.array()).all()
+    assert picture.array().shape == (picture.sheet.height, picture.sheet.width, 3)
+    assert repr(picture).startswith("<Picture montage:")
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a", "a."])
+def test_an_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DrawError, match="png, svg, pdf"):
+        draw(a_run()).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chosen_painter_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(DrawError, match="matplotlib"):
+        draw(a_run(), painter="pillow").save(tmp_path / "a.pdf")
+
+
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(DrawError, match=r"a\.png cannot be written"):
+        draw(a_run(), painter="pillow").save(tmp_path / "a.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DrawError, match="cannot be written"):
+        draw(a_run(), painter="pillow").save(tmp_path / "file" / "a.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "file"]
+
+
+def test_what_is_drawn_is_the_same_from_the_specification() -> None:
+    run = a_run()
+    first = draw(run, "grid", rows=[1, 3], layers=["conv1"], channels="top:4", painter="pillow")
+    again = draw(run, type(first.spec).from_json(first.spec.to_json()), painter="pillow")
+    assert again.png() == first.png()
+
+
+def test_the_first_captured_row_is_drawn_by_default() -> None:
+    run = a_run()
+    run._committed[:2] = False
+    assert draw(run).spec.rows == (2,)
+
+
+def test_bad_requests_are_refused() -> None:
+    run = a_run()
+    for options, words in [
+        ({"kind": "gird"}, "grid"),
+        ({"rows": 99}, "0 to 5"),
+        ({"layers": "conv2"}, "conv1"),
+        ({"chanels": 3}, "channels"),
+        ({"channels": 99}, "0 to 15"),
+    ]:
+        with pytest.raises((DrawError, SelectionError), match=words):
+            draw(run, **options)
+
+
+# Templates
+
+
+def test_a_template_names_each_row() -> None:
+    names = file_names(a_run(), [0, 5], "out/{row:05d}_{label}_{predicted}_{class}_{id}.png")
+    assert names == ["out/00000_0_cat_cat_000.png.png", "out/00005_1_cat_dog_005.png.png"]
+
+
+def test_what_a_file_name_cannot_hold_is_replaced() -> None:
+    run = a_run(2)
+    run.classes = ('a/b\\c:*?"<>|\n', "../..")
+    run.rows["id"].values = np.array(["飞机 1", ""])
+    for name in file_names(run, [0, 1], "{class}-{id}.png"):
+        assert not set(name) & set('/\\:*?"<>|\n ')
+        assert not name.startswith(".")
+    assert "飞机_1" in file_names(run, [0], "{id}.png")[0]
+
+
+def test_an_unknown_label_is_called_so() -> None:
+    run = a_run(2)
+    run.rows["label"].values = np.array([-1, 1])
+    assert file_names(run, [0, 1], "{class}.png") == ["unknown.png", "dog.png"]
+
+
+@pytest.mark.parametrize("template", ["{rows}.png", "{}.png", "{0}.png", "{row.real}.png", "{row[0]}.png"])
+def test_an_unknown_field_is_refused_with_those_that_are(template: str) -> None:
+    with pytest.raises(DrawError, match=r"\{row\}, \{label\}, \{class\}, \{predicted\}, \{id\}"):
+        file_names(a_run(), [0], template)
+
+
+def test_a_field_that_the_store_does_not_have_is_refused() -> None:
+    run = a_run()
+    del run.rows["prediction"]
+    with pytest.raises(DrawError, match=r"no field \{predicted\}"):
+        file_names(run, [0], "{predicted}.png")
+
+
+@pytest.mark.parametrize("template", ["{row", "{row:q}.png", "{class:05d}.png"])
+def test_a_template_that_cannot_be_read_is_refused(template: str) -> None:
+    with pytest.raises(DrawError, match="template"):
+        file_names(a_run(), [0], template)
+
+
+def test_two_rows_with_one_name_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    with pytest.raises(DrawError, match="rows 0 and 2 one name"):
+        draw_many(a_run(), "grid", "0,1,2", tmp_path / "{class}.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_are_drawn_and_what_is_there_is_left(tmp_path: Path) -> None:
+    template = tmp_path / "{row}.png"
+    (tmp_path / "1.png").write_bytes(b"mine")
+    paths = draw_many(a_run(), "grid", "0:3", template, layers="conv1", painter="pillow")
+    assert paths == [tmp_path / f"{row}.png" for row in range(3)]
+    assert (tmp_path / "1.png").read_bytes() == b"mine"
+    single = draw(a_run(), "grid", rows=2, layers="conv1", painter="pillow").png()
+    assert (tmp_path / "2.png").read_bytes() == single
+    draw_many(a_run(), "grid", "0:3", template, layers="conv1", painter="pillow", overwrite=True)
+    assert (tmp_path / "1.png").read_bytes() != b"mine"
