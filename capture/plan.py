@@ -31,7 +31,7 @@ CASTS = ("float16", "bfloat16", "float32")
 DEFAULT_MEMORY = "512MiB"
 _BLOCK_BYTES = 64 * 2**20
 _SHARD_BYTES = 4 * 2**20
-_UNITS = {"": 1, **{f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}}
+_UNITS = {"": 1, "B": 1, **{f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}}
 _UNITS |= {f"{u}iB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
 
 

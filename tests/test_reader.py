@@ -294,7 +294,7 @@ def test_a_run_is_a_mapping_of_its_taps(folder: Path) -> None:
     assert "b" not in run
     assert set(run.rows) == {"label", "id"}
     assert repr(run) == f"<Run {folder / 'none'}: 4 taps x 43 rows>"
-    with pytest.raises(SelectionError, match="holds no tap 'flatt'. The closest are: flat"):
+    with pytest.raises(SelectionError, match=r"holds no tap 'flatt'\. The closest are: flat"):
         run["flatt"]
 
 
@@ -351,18 +351,14 @@ def test_the_last_rows_that_are_not_committed_are_named(store: Path) -> None:
 
 
 def test_refresh_finds_what_was_committed_since(store: Path) -> None:
-    values = VALUES.copy()
-    values[0, 0, 0, 0] = np.nan
     data = uncommit(store, 1)
     run = lt.open(store)
-    before = run.stats["a"]["nan"]
     commit_path(store, 1).write_bytes(data)
     assert not run.complete
     run.refresh()
     assert run.complete
     assert run.committed().all()
     assert np.array_equal(run["a"][...], VALUES)
-    assert before == 0
 
 
 def test_stats_count_what_is_not_finite_and_follow_a_refresh(tmp_path: Path) -> None:
@@ -445,7 +441,7 @@ def test_a_damaged_chunk_is_found_where_it_is_read_and_the_others_are_read(store
     run = lt.open(store)
     block_rows = run.manifest.layout.block_rows
     assert np.array_equal(run["a"][0], VALUES[0])
-    with pytest.raises(ChecksumError, match="inner chunk 0 of .* is damaged") as caught:
+    with pytest.raises(ChecksumError, match=r"inner chunk 0 of .* is damaged") as caught:
         run["a"][block_rows]
     assert str(shard) in str(caught.value)
 
@@ -572,7 +568,7 @@ def test_an_empty_selection_reads_nothing(wide: lt.Run, read: list[int]) -> None
 
 
 def test_opening_nothing_says_where_nothing_is(tmp_path: Path) -> None:
-    with pytest.raises(StoreNotFoundError, match="there is no store at .*nothing.zarr"):
+    with pytest.raises(StoreNotFoundError, match=r"there is no store at .*nothing\.zarr"):
         lt.open(tmp_path / "nothing.zarr")
     with pytest.raises(FileNotFoundError):
         lt.open(tmp_path / "nothing.zarr")

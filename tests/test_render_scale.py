@@ -190,14 +190,54 @@ def test_colour_maps_are_those_of_the_field(name: str) -> None:
     assert np.abs(palette(name)[:N_COLOURS] - theirs).max() <= 3.5
 
 
+# Linear RGB as it is seen with a kind of colour blindness: G. Machado, M. Oliveira and L. Fernandes,
+# "A physiologically-based model for simulation of color vision deficiency" (2009), severity 1.
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+_D65 = np.array([0.9505, 1.0, 1.089])
+
+
+def seen(rgb: Values, sight: str) -> Values:
+    """Return CIE L*a*b* of sRGB colours as they are seen."""
+    linear = rgb / 255.0
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    xyz = np.clip(linear @ SIGHT[sight].T, 0, 1) @ _XYZ.T / _D65
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    x, y, z = np.moveaxis(f, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def apart(a: Values, b: Values) -> Values:
+    """Return the colour differences (CIE 1976) between each of `a` and each of `b`."""
+    return np.asarray(np.linalg.norm(a[:, None] - b[None], axis=2))
+
+
+@pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize("name", [*SEQUENTIAL, *DIVERGING])
-def test_no_mark_looks_like_a_value_or_another_mark(name: str) -> None:
-    colours = palette(name).astype(float)
+def test_no_mark_looks_like_a_value_or_another_mark(name: str, sight: str) -> None:
+    colours = seen(palette(name).astype(float), sight)
     marks = colours[list(Mark)]
-    near = np.abs(marks[:, None] - colours[None, :N_COLOURS]).sum(axis=2).min(axis=1)
-    apart = np.abs(marks[:, None] - marks[None]).sum(axis=2) + 999 * np.eye(len(Mark))
-    assert near.min() > 40
-    assert apart.min() > 90
+    assert apart(marks, colours[:N_COLOURS]).min() > 15
+    assert (apart(marks, marks) + 999 * np.eye(len(Mark))).min() > 15
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("name", DIVERGING)
+def test_plus_and_minus_look_different_to_everybody(name: str, sight: str) -> None:
+    colours = seen(palette(name)[:N_COLOURS].astype(float), sight)
+    for distance in (MIDDLE, MIDDLE // 2):
+        assert apart(colours[[MIDDLE - distance]], colours[[MIDDLE + distance]]).item() > 30
 
 
 def test_greys_run_from_black_to_white() -> None:
