@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeGuard
 
 import numpy as np
-from zarr.core.dtype import data_type_registry
-from zarr.core.dtype.common import DataTypeValidationError, HasItemSize
-from zarr.core.dtype.wrapper import ZDType
+from zarr.core.dtype.common import HasItemSize
+from zarr.dtype import ZDType, data_type_registry
+
+try:
+    from zarr.errors import DataTypeValidationError  # type: ignore[attr-defined,unused-ignore]
+except ImportError:  # zarr-python before 3.2
+    from zarr.dtype import DataTypeValidationError
 
 from .dtypes import BFLOAT16
 
