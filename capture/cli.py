@@ -129,7 +129,7 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
 )
 @click.option("--dtype", help="Cast floating-point values: float16, bfloat16, float32.")
 @click.option("--codec", default="none", show_default=True, help="none, lz4 (bit-shuffled), zstd.")
-@click.option("--memory", default="512MiB", show_default=True, help="Host memory that the engine may hold.")
+@click.option("--memory", default="2GiB", show_default=True, help="Host memory that the engine may hold.")
 @click.option("--workers", type=int, help="Threads or processes that load batches ahead.")
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
 @input_options

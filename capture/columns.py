@@ -78,7 +78,7 @@ def _folder(name: str) -> str:
 
 def _is_text(values: Any) -> bool:
     if hasattr(values, "dtype"):
-        return getattr(values.dtype, "kind", "") in "UT"
+        return getattr(values.dtype, "kind", None) in ("U", "T")
     return isinstance(values, Sequence) and all(isinstance(value, str) for value in values)
 
 

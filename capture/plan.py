@@ -28,7 +28,7 @@ from .taps import folder_name
 #: What `dtype` accepts beside None.
 CASTS = ("float16", "bfloat16", "float32")
 
-DEFAULT_MEMORY = "512MiB"
+DEFAULT_MEMORY = "2GiB"
 _BLOCK_BYTES = 64 * 2**20
 _SHARD_BYTES = 4 * 2**20
 _UNITS = {"": 1, "B": 1, **{f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}}

@@ -464,3 +464,19 @@ class TestTorchOnCuda(TestTorch):
             on_host.traces,
             on_host.fail,
         )
+
+
+def test_columns_may_be_tensors(tmp_path):
+    with lt.record(awkward(), tmp_path / "s", ["conv"], mean=[0.5] * 3, std=[0.25] * 3) as rec:
+        for seed in range(2):
+            logits = rec(torch.from_numpy(inputs(4, seed)))
+            pictures = (torch.full((4, 3, 5, 5), 0.2) - 0.5) / 0.25
+            rec.annotate(
+                label=torch.arange(4), prediction=logits.argmax(1), score=logits.half(), input=pictures
+            )
+    run = lt.open(tmp_path / "s")
+    assert run.rows["label"][...].tolist() == [0, 1, 2, 3] * 2
+    assert run.rows["label"].dtype == np.int64
+    assert run.rows["score"].shape == (8, 4)
+    assert run.rows["score"].dtype == np.float16
+    assert (run.rows["picture"][...] == 51).all()

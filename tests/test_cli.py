@@ -204,6 +204,13 @@ def test_layers_of_a_function_are_listed_with_its_data(model, pictures):
     assert "3 x 8 x 8 float32" in output
 
 
+def test_the_memory_that_the_command_gives_is_that_of_the_function():
+    from layertap.capture.cli import capture
+    from layertap.capture.plan import DEFAULT_MEMORY
+
+    assert {option.name: option.default for option in capture.params}["memory"] == DEFAULT_MEMORY
+
+
 def test_lists_are_split_at_commas_and_regular_expressions_are_not():
     assert split_patterns(["a, b", "re:x{1,2}", "c,"]) == ["a", "b", "re:x{1,2}", "c"]
 

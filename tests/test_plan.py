@@ -190,8 +190,7 @@ def test_blocks_are_whole_steps_and_two_or_three_of_them_fit_the_memory() -> Non
         n_slots = slots_of(layout, settings)
         assert n_slots in (2, 3)
         assert n_slots * layout.block_bytes + rest <= settings.memory_bytes
-        if n_slots == 2:
-            assert 3 * layout.block_bytes + rest > settings.memory_bytes
+        assert (n_slots == 3) is (3 * layout.slab_bytes + rest <= settings.memory_bytes)
         if n_rows is not None:  # no block is longer than the data set needs
             assert layout.block_rows - step_rows < n_rows
     assert planned > 100
