@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..capture.backend import Backend, Json, Learned, Session, Sink, Surveyed
 from ..capture.checksum import crc32c
+from ..capture.columns import check_cast
 from ..capture.data import Batch, Preprocess, SampleSource, Source
 from ..capture.dtypes import BFLOAT16, DType, dtype_name
 from ..capture.errors import CaptureError, DataError, PlanError
@@ -320,7 +321,11 @@ class TorchSession(Session):
     def put(self, view: NDArray[Any], values: Any) -> None:
         """Copy a column; from a GPU without waiting for it."""
         if isinstance(values, Tensor):
-            torch.from_numpy(view).copy_(values.detach(), non_blocking=values.is_cuda)
+            target = torch.from_numpy(view)
+            check_cast(
+                values.dtype, target.dtype, torch.promote_types(values.dtype, target.dtype) == target.dtype
+            )
+            target.copy_(values.detach(), non_blocking=values.is_cuda)
         else:
             super().put(view, values)
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import check_cast
 from .data import Batch, Source, as_source, prefetched
 from .dtypes import DType
 from .errors import MissingPackageError, PlanError, SelectionError
@@ -131,7 +132,9 @@ class Session(ABC):
 
     def put(self, view: NDArray[Any], values: Any) -> None:
         """Copy the values of a column, in whatever type the user gave them, into host memory."""
-        np.copyto(view, self.to_numpy(values), casting="same_kind")
+        array = self.to_numpy(values)
+        check_cast(array.dtype, view.dtype, np.can_cast(array.dtype, view.dtype, "safe"))
+        np.copyto(view, array)
 
     def to_numpy(self, values: Any) -> NDArray[Any]:
         """Return `values` as a numpy array on the host."""

@@ -67,9 +67,27 @@ def column_values(column: ArraySpec, values: Any) -> Any:
     return values if hasattr(values, "shape") else np.asarray(values)
 
 
+def check_cast(dtype: Any, stored: Any, fits: bool) -> None:
+    """Refuse values that a column cannot hold.
+
+    Raises:
+        DataError: with both types.
+    """
+    if not fits:
+        raise DataError(
+            f"a column of this batch holds {dtype} and the first batch made it {stored}, which does not hold "
+            "all of that; give every batch the same type"
+        )
+
+
 def text_dim(name: str) -> str:
     """Return the name of the axis that makes the column `name` one of texts."""
     return f"{name}_byte"
+
+
+def encoded_text(text: str) -> bytes:
+    """Return a text's bytes in UTF-8; file names that are not UTF-8 keep theirs."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _folder(name: str) -> str:
@@ -88,7 +106,7 @@ def _encode(values: Sequence[str], column: ArraySpec) -> NDArray[np.uint8]:
     for row, text in zip(encoded, values, strict=True):
         if not isinstance(text, str):
             raise DataError(f"the column {column.name!r} holds texts; it got {text!r}")
-        data = text.encode()
+        data = encoded_text(text)
         if len(data) > width:
             raise DataError(
                 f"a text of {column.name!r} has {len(data)} bytes and {width} are kept: {text[:60]}..."

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import encoded_text
 from .errors import DataError, StoreNotFoundError
 
 Values = NDArray[Any]
@@ -198,12 +199,12 @@ class PictureFolder(Source):
         """Hash every picture's path and size in bytes."""
         digest = hashlib.sha256()
         for name in self.ids:
-            digest.update(f"{name}\0{(self.path / name).stat().st_size}\0".encode())
+            digest.update(encoded_text(f"{name}\0{(self.path / name).stat().st_size}\0"))
         return f"folder:{self.n_rows}:{digest.hexdigest()[:32]}"
 
     def text_bytes(self) -> dict[str, int]:
         """Return the longest path."""
-        return {"id": max(len(name.encode()) for name in self.ids)}
+        return {"id": max(len(encoded_text(name)) for name in self.ids)}
 
     def _decode(self, name: str) -> Pictures:
         from PIL import Image

@@ -59,8 +59,24 @@ class Settings:
         return self.writers or min(2, os.cpu_count() or 1)
 
 
-def tap_array(learned: Learned, settings: Settings) -> ArraySpec:
-    """Return how a tap is stored."""
+def tap_arrays(learned: Sequence[Learned], settings: Settings) -> list[ArraySpec]:
+    """Return how taps are stored, each in a folder of its own on any file system.
+
+    Raises:
+        PlanError: a cast or codec is unknown, or a tap is empty.
+    """
+    arrays: list[ArraySpec] = []
+    taken: set[str] = set()
+    for tap in learned:
+        folder = folder_name(tap.name)
+        if folder.lower() in taken:  # macOS and Windows do not tell `Conv` from `conv`
+            folder = folder_name(tap.name, marked=True)
+        taken.add(folder.lower())
+        arrays.append(_tap_array(tap, folder, settings))
+    return arrays
+
+
+def _tap_array(learned: Learned, folder: str, settings: Settings) -> ArraySpec:
     cast = settings.dtype
     if cast is not None and cast not in CASTS:
         raise PlanError(f"there is no cast to {cast!r}; choose one of {', '.join(CASTS)}")
@@ -69,7 +85,7 @@ def tap_array(learned: Learned, settings: Settings) -> ArraySpec:
         raise PlanError(f"{learned.name} gives no values: the shape of one row is {learned.shape}")
     return ArraySpec(
         learned.name,
-        f"taps/{folder_name(learned.name)}/values",
+        f"taps/{folder}/values",
         dims_of(learned.shape),
         learned.shape,
         dtype,

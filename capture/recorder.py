@@ -26,7 +26,7 @@ from .errors import CaptureError, DataError, StoreExistsError
 from .journal import StoreLock, versions, write_log
 from .layout import array_view
 from .pipeline import Piece, Pipeline, Stages
-from .plan import Settings, check_space, plan_layout, slots_of, store_bytes, tap_array
+from .plan import Settings, check_space, plan_layout, slots_of, store_bytes, tap_arrays
 from .progress import Progress
 from .store import (
     Json,
@@ -313,7 +313,7 @@ class Recorder:
 
     def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
         assert self._session is not None
-        taps = [tap_array(tap, self._settings) for tap in learned]
+        taps = tap_arrays(learned, self._settings)
         columns = [
             column_spec(name, values, self._session.to_numpy, self._facts.text_bytes.get(name))
             for name, values in self._columns.items()

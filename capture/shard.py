@@ -35,7 +35,9 @@ class ShardRecord:
     n_bytes: int
     """Size of the file."""
     index_crc: int
-    """CRC-32C of the shard's index, which binds the record to this very file."""
+    """CRC-32C of the shard's index."""
+    chunks_crc: int
+    """CRC-32C of the inner chunks' checksums, in order: it binds the record to these very values."""
     n_nan: int
     """NaN values among the rows."""
     n_inf: int
@@ -62,17 +64,20 @@ def write_shard(
     # Whole pages start at whole pages, so that they can bypass the page cache.
     pages = array.codec == "none" and chunk_bytes % PAGE == 0
     tails = memoryview(mmap.mmap(-1, n_chunks * PAGE)) if pages else None
-    n_nan = n_inf = position = 0
+    offset = layout.offsets[layout.arrays.index(array)]
+    n_nan = n_inf = position = chunks_crc = 0
     batch = _Batch()
     with DurableFile(path) as file:
         for i in range(n_chunks):
-            pieces = list(_pieces(array, layout, slabs, i * chunk_rows, min((i + 1) * chunk_rows, n_rows)))
+            last = min((i + 1) * chunk_rows, n_rows)
+            pieces = list(_pieces(array, offset, layout.step_rows, slabs, i * chunk_rows, last))
             nan, inf = count_nonfinite(pieces, array.dtype)
             n_nan, n_inf = n_nan + nan, n_inf + inf
             data = _encoded(array, pieces, chunk_bytes)
             n_bytes = sum(memoryview(buffer).nbytes for buffer in data) + CRC_BYTES
             index[i] = position, n_bytes
             crc = crc_bytes(_crc_of(data))
+            chunks_crc = crc32c(crc, chunks_crc)
             whole = tails is not None and (i + 1) * chunk_rows <= n_rows
             if tails is not None:
                 tail = tails[i * PAGE : (i + 1) * PAGE]
@@ -86,7 +91,7 @@ def write_shard(
         index_crc = crc32c(index_bytes)
         batch.add(file, [index_bytes, crc_bytes(index_crc)], direct=False)
         batch.write(file)
-        return ShardRecord(file.n_bytes, index_crc, n_nan, n_inf)
+        return ShardRecord(file.n_bytes, index_crc, chunks_crc, n_nan, n_inf)
 
 
 class _Batch:
@@ -112,12 +117,11 @@ class _Batch:
 
 
 def _pieces(
-    array: ArraySpec, layout: Layout, slabs: Sequence[memoryview], first: int, stop: int
+    array: ArraySpec, offset: int, step_rows: int, slabs: Sequence[memoryview], first: int, stop: int
 ) -> Iterator[memoryview]:
-    offset = layout.offsets[layout.arrays.index(array)]
     while first < stop:
-        slab, row = divmod(first, layout.step_rows)
-        n_rows = min(stop - first, layout.step_rows - row)
+        slab, row = divmod(first, step_rows)
+        n_rows = min(stop - first, step_rows - row)
         start = offset + row * array.row_bytes
         yield slabs[slab][start : start + n_rows * array.row_bytes]
         first += n_rows
@@ -141,7 +145,9 @@ def _crc_of(buffers: Sequence[Bytes]) -> int:
 
 
 def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, int]:
-    """Return how many values are NaN and how many are infinite, at one cheap pass where none is."""
+    """Return how many values are NaN and how many are infinite; of complex numbers, each part counts."""
+    if dtype.kind == "c":
+        dtype = np.dtype(f"f{dtype.itemsize // 2}")
     exponent = EXPONENT_BITS.get(dtype)
     if exponent is None:
         return 0, 0

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checksum import sealed, unsealed
+from .codecs import CODECS
 from .dtypes import dtype_name, fill_value, named_dtype
 from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, StoreNotFoundError
 from .files import PART, publish, sync_folder, write_file
@@ -32,7 +33,7 @@ Json = dict[str, Any]
 FORMAT_VERSION = 1
 COMMITS = "commits"
 _ATTRIBUTE = "layertap"
-_RECORD_FIELDS = ("bytes", "index_crc32c", "nan", "inf")
+_RECORD_FIELDS = ("bytes", "index_crc32c", "chunks_crc32c", "nan", "inf")
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def read_manifest(path: Path) -> Manifest:
         FormatError: it is not a store, or one of a newer format.
     """
     if not path.exists():
-        raise StoreNotFoundError(f"there is no store at {path}")
+        raise StoreNotFoundError(f"there is no store at {path}; a capture makes one")
     root = path / "zarr.json"
     if not root.is_file():
         raise FormatError(f"{path} is not a layertap store: it has no zarr.json")
@@ -297,7 +298,7 @@ def encode_record(n_rows: int, records: Sequence[ShardRecord]) -> bytes:
     """Return a commit record: little-endian uint64, then their CRC-32C."""
     values = [n_rows]
     for record in records:
-        values += [record.n_bytes, record.index_crc, record.n_nan, record.n_inf]
+        values += astuple(record)
     return sealed(np.array(values, "<u8").tobytes())
 
 
@@ -335,17 +336,15 @@ def _array_json(array: ArraySpec) -> Json:
 
 
 def _array_from_json(data: Json) -> ArraySpec:
-    path = data["path"]
-    if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")):
+    path, codec = data["path"], data["codec"]
+    if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
         raise ValueError(f"{path!r} is no path inside the store")
-    return ArraySpec(
-        str(data["name"]),
-        path,
-        tuple(str(dim) for dim in data["dims"]),
-        tuple(int(size) for size in data["shape"]),
-        named_dtype(data["dtype"]),
-        str(data["codec"]),
-    )
+    if codec not in CODECS:
+        raise ValueError(f"there is no codec {codec!r}")
+    shape, dims = tuple(int(size) for size in data["shape"]), tuple(str(dim) for dim in data["dims"])
+    if len(dims) != len(shape) + 1 or any(size < 1 for size in shape):
+        raise ValueError(f"{data['name']} has the axes {dims} and the shape {shape}")
+    return ArraySpec(str(data["name"]), path, dims, shape, named_dtype(data["dtype"]), codec)
 
 
 def _write_metadata(folder: Path, manifest: Manifest) -> None:

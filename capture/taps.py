@@ -201,11 +201,11 @@ def _key(key: Any) -> Key:
     return int(text) if _INT.fullmatch(text) else text
 
 
-def folder_name(name: str) -> str:
+def folder_name(name: str, *, marked: bool = False) -> str:
     """Return a folder name for a tap's or column's name: one name each, safe on every file system.
 
     Letters, digits, `_`, `-` and inner dots stay; any other byte of the UTF-8 text becomes `~` and two hex
-    digits. Long names are cut and end with `~~` and a hash.
+    digits. Long names are cut; they, and `marked` ones, end with `~~` and a hash.
 
     Raises:
         PlanError: the name is empty.
@@ -221,7 +221,7 @@ def folder_name(name: str) -> str:
         escaped = _escape(escaped[0]) + escaped[1:]
     if escaped.startswith("__"):  # Zarr keeps such names to itself
         escaped = _escape("_") + escaped[1:]
-    if len(escaped) > 200:
+    if len(escaped) > 200 or marked:
         import hashlib
 
         escaped = f"{escaped[:180]}~~{hashlib.sha256(name.encode()).hexdigest()[:16]}"

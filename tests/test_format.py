@@ -167,7 +167,7 @@ def test_zarr_python_tensorstore_xarray_and_dask_read_equal_values(tmp_path, cod
         assert np.array_equal(dask.from_zarr(group[path]).compute(), expected), path
     assert len(arrays) == 8
     assert {name for name, _ in group.members()} == {"taps", "rows", "commits"}
-    assert group["commits"].shape == (run.manifest.n_blocks, 1 + 4 * len(arrays))
+    assert group["commits"].shape == (run.manifest.n_blocks, 1 + 5 * len(arrays))
     assert group["commits"][:, 0].sum() == run.n_rows
 
 

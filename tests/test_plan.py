@@ -25,7 +25,7 @@ from layertap.capture.plan import (
     show_bytes,
     slots_of,
     store_bytes,
-    tap_array,
+    tap_arrays,
 )
 from layertap.capture.taps import TapName
 
@@ -130,7 +130,7 @@ def test_axes_have_the_usual_names(shape: tuple[int, ...], dims: tuple[str, ...]
     ],
 )
 def test_a_cast_is_for_floating_point_values(cast: str | None, dtype: object, stored: object) -> None:
-    array = tap_array(learned((3, 8, 8), dtype), Settings(dtype=cast, codec="zstd"))
+    array = tap_arrays([learned((3, 8, 8), dtype)], Settings(dtype=cast, codec="zstd"))[0]
     assert array.dtype == np.dtype(stored)
     assert (array.name, array.path) == ("conv1", "taps/conv1/values")
     assert (array.dims, array.shape, array.codec) == (("row", "channel", "y", "x"), (3, 8, 8), "zstd")
@@ -138,11 +138,11 @@ def test_a_cast_is_for_floating_point_values(cast: str | None, dtype: object, st
 
 def test_what_cannot_be_stored_is_refused() -> None:
     with pytest.raises(PlanError, match="'int8'; choose one of float16, bfloat16, float32"):
-        tap_array(learned((3,)), Settings(dtype="int8"))
+        tap_arrays([learned((3,))], Settings(dtype="int8"))[0]
     with pytest.raises(PlanError, match="'gzip'; choose one of none, lz4, zstd"):
-        tap_array(learned((3,)), Settings(codec="gzip"))
+        tap_arrays([learned((3,))], Settings(codec="gzip"))[0]
     with pytest.raises(PlanError, match=r"conv1 gives no values: the shape of one row is \(3, 0\)"):
-        tap_array(learned((3, 0)), Settings())
+        tap_arrays([learned((3, 0))], Settings())[0]
 
 
 # Memory

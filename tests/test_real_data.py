@@ -101,10 +101,11 @@ def test_pictures_are_drawn_where_torch_cannot_be_imported(captured, tmp_path):
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
 from layertap.__main__ import main
+store = {str(captured[0])!r}
 for arguments in (
-    ["info", {str(captured[0])!r}],
-    ["render", "grid", {str(captured[0])!r}, "--rows", "17", "--layers", "conv1,layer1,layer3", "--out", "grid.png"],
-    ["render", "montage", {str(captured[0])!r}, "--rows", "17", "--layers", "layer3", "--out", "montage.png"],
+    ["info", store],
+    ["render", "grid", store, "--rows", "17", "--layers", "conv1,layer1,layer3", "--out", "grid.png"],
+    ["render", "montage", store, "--rows", "17", "--layers", "layer3", "--out", "montage.png"],
 ):
     main(arguments, standalone_mode=False)
 try:

@@ -295,9 +295,45 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     sizes = []
     for n_rows in (40, 160):
         with lt.record(model, tmp_path / str(n_rows), "a", memory=SMALL_MEMORY, writers=1) as rec:
-            for i in range(0, n_rows, 4):
+            for _ in range(0, n_rows, 4):
                 rec(values(4))
             sizes.append(rec._pipeline.memory.nbytes)
             views = {slab.memory.__array_interface__["data"][0] for slab in rec._pipeline.slabs}
             assert len(views) == len(rec._pipeline.slabs)
     assert sizes[0] == sizes[1] <= 800 * 1024
+
+
+def test_taps_that_differ_in_case_alone_have_folders_of_their_own(tmp_path):
+    run = lt.record_dataset(lambda b: {"Conv": b, "conv": b + 1}, values(8), tmp_path / "s", ["**"])
+    paths = [tap["path"] for tap in run.info["taps"]]
+    assert len({path.lower() for path in paths}) == 2
+    assert np.array_equal(run["conv"][...], values(8) + 1)
+
+
+def test_a_column_whose_type_would_lose_something_is_refused(tmp_path):
+    with (
+        pytest.raises(lt.DataError, match="holds float64 and the first batch made it int64"),
+        lt.record(model, tmp_path / "s", "a") as rec,
+    ):
+        rec(values(4))
+        rec.annotate(score=[1, 2, 3, 4])
+        rec(values(4))
+        rec.annotate(score=[1.5, 2, 3, 4])
+
+
+def test_complex_values_that_are_not_finite_are_counted_by_their_parts(tmp_path):
+    data = np.array([[1 + 1j, complex(np.nan, np.inf)], [complex(0, np.nan), 2]], np.complex64)
+    run = lt.record_dataset(lambda b: {"a": b}, data, tmp_path / "s", "a")
+    assert run.stats["a"] == {"nan": 2, "inf": 1}
+    assert run["a"][...].tobytes() == data.tobytes()
+
+
+def test_file_names_that_are_not_utf8_are_kept(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "p").mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "p" / "x.png")
+    (tmp_path / "p" / "x.png").rename(tmp_path / "p" / name)
+    run = lt.record_dataset(lambda b: {"a": b}, tmp_path / "p", tmp_path / "s", "a")
+    assert run.rows["id"][0] == "caf\ufffd.png"

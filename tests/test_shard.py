@@ -507,7 +507,7 @@ def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
     array = spec((37,))
     layout = layout_of(array, 4, 2)
     with pytest.raises(StoreError, match=r"c\.0\.0 was committed and cannot be opened"):
-        Shard(tmp_path / "c.0.0", array, layout, ShardRecord(100, 0, 0, 0))
+        Shard(tmp_path / "c.0.0", array, layout, ShardRecord(100, 0, 0, 0, 0))
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
