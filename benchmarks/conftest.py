@@ -1,0 +1,19 @@
+"""What every benchmark's result says of the machine, and what it does not."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)  # a host's name says nothing of its speed
+    machine_info["cpu"] = {"model": machine_info.get("cpu", {}).get("brand_raw"), "cores": os.cpu_count()}
+    packages = {}
+    for name in ("torch", "numpy", "zarr", "matplotlib", "pillow"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    machine_info["packages"] = packages
