@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -451,11 +452,10 @@ class _HostMemory:
 class _DeviceMemory:
     """Slabs that are filled by way of device memory; written for CUDA.
 
-    Three device slabs: one that hooks fill, one in transfer, one between. Each is moved by one asynchronous
-    copy into a page-locked slab once all its rows are there, or once the step that it belongs to ends.
+    Hooks fill a device slab on the stream that computes; once the step ends, one asynchronous copy on a side
+    stream moves it into its page-locked slab. A device slab is filled again only after its copy, which the
+    computing stream waits for, not the host. Two or three are enough unless a batch spans many slabs.
     """
-
-    _N_SLABS = 3
 
     def __init__(self, layout: Layout, memory: Memory, slabs: Sequence[Slab], device: torch.device) -> None:
         self._layout, self._memory, self._device = layout, memory, device
@@ -463,24 +463,18 @@ class _DeviceMemory:
         # Registering memory of our own locks just its bytes; torch's pinned allocator rounds up to 2**n.
         self._check(_cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
         self._locked = True
-        self._device_slabs = [
-            torch.empty(layout.device_bytes, dtype=torch.uint8, device=device) for _ in range(self._N_SLABS)
-        ]
-        self._device_views = [_tap_views(layout, slab) for slab in self._device_slabs]
-        self._copied: list[torch.cuda.Event | None] = [None] * self._N_SLABS
-        self._holds: dict[int, int] = {}
-        self._turn = 0
+        self._free = [self._device_slab() for _ in range(3)]
+        self._held: dict[int, _DeviceSlab] = {}
 
     def views(self, slab: Slab) -> list[Tensor]:
         """Return the device tensor of each tap that will end up in `slab`."""
-        if slab.number not in self._holds:
-            turn = self._turn
-            self._turn = (turn + 1) % self._N_SLABS
-            self._holds = {number: held for number, held in self._holds.items() if held != turn}
-            if (copied := self._copied[turn]) is not None:
-                torch.cuda.current_stream(self._device).wait_event(copied)
-            self._holds[slab.number] = turn
-        return self._device_views[self._holds[slab.number]]
+        held = self._held.get(slab.number)
+        if held is None:
+            held = self._free.pop(0) if self._free else self._device_slab()
+            if held.copied is not None:
+                torch.cuda.current_stream(self._device).wait_event(held.copied)
+            self._held[slab.number] = held
+        return held.views
 
     def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
         """Start one copy for each slab of the step and return what waits for them."""
@@ -488,14 +482,18 @@ class _DeviceMemory:
         self._stream.wait_event(computed)
         with torch.cuda.stream(self._stream):
             for piece in pieces:
-                turn = self._holds[piece.slab.number]
+                held = self._held[piece.slab.number]
                 host = torch.from_numpy(piece.slab.memory[: self._layout.device_bytes])
-                host.copy_(self._device_slabs[turn], non_blocking=True)
-                self._copied[turn] = self._stream.record_event()
+                host.copy_(held.memory, non_blocking=True)
+                held.copied = self._stream.record_event()
                 if piece.rows.stop == self._layout.step_rows:
-                    del self._holds[piece.slab.number]
+                    self._free.append(self._held.pop(piece.slab.number))
         done = self._stream.record_event()
         return lambda: done.synchronize()
+
+    def _device_slab(self) -> _DeviceSlab:
+        memory = torch.empty(self._layout.device_bytes, dtype=torch.uint8, device=self._device)
+        return _DeviceSlab(memory, _tap_views(self._layout, memory))
 
     def release(self) -> None:
         """Wait for copies under way and unlock the host memory."""
@@ -507,6 +505,13 @@ class _DeviceMemory:
     def _check(self, status: Any) -> None:
         if int(status) != 0:
             raise CaptureError(f"the GPU's driver cannot lock host memory: {status}; give less memory")
+
+
+@dataclass
+class _DeviceSlab:
+    memory: Tensor
+    views: list[Tensor]
+    copied: torch.cuda.Event | None = None
 
 
 def _cudart() -> Any:

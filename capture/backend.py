@@ -140,13 +140,17 @@ class Session(ABC):
         """Return `values` as a numpy array on the host."""
         return np.asarray(values)
 
-    def prediction(self, output: Any) -> Any:
-        """Return the predicted label of each row where `output` is (or holds) logits, else None."""
-        logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
-        shape: tuple[int, ...] = tuple(getattr(logits, "shape", ()))
-        if len(shape) != 2 or shape[1] < 2:
+    def prediction(self, output: Any, n_classes: int | None) -> Any:
+        """Return the label that the model gives each row, where `output` is (or holds) logits, else None.
+
+        Logits are floating-point and of shape (rows, classes); where the number of classes is known, it
+        must be theirs. The result stays where the logits lie: a copy to the host would wait for a device.
+        """
+        logits: Any = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+        shape = tuple(getattr(logits, "shape", ()))
+        if len(shape) != 2 or shape[1] < 2 or n_classes not in (None, shape[1]):
             return None
-        return self.to_numpy(logits).argmax(1)
+        return logits.argmax(1) if "float" in str(logits.dtype) else None
 
 
 class Backend(ABC):

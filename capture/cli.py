@@ -168,22 +168,28 @@ def capture(
     if skipped := getattr(source, "skipped", None):
         click.echo(f"left out {len(skipped)} pictures that do not decode: {', '.join(skipped[:5])}", err=True)
     classes = loaded.classes if source.classes is None else None
-    run = record_dataset(
-        network,
-        source,
-        store,
-        split_patterns(patterns),
-        batch_size=batch_size,
-        workers=workers,
-        dtype=dtype,
-        codec=codec,
-        memory=memory,
-        classes=classes,
-        name=loaded.name,
-        overwrite=overwrite,
-        progress=True,
-        on_plan=lambda manifest, n_done: _announce(store, manifest, n_done, memory),
-    )
+    try:
+        run = record_dataset(
+            network,
+            source,
+            store,
+            split_patterns(patterns),
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            codec=codec,
+            memory=memory,
+            classes=classes,
+            name=loaded.name,
+            overwrite=overwrite,
+            progress=True,
+            on_plan=lambda manifest, n_done: _announce(store, manifest, n_done, memory),
+        )
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nstopped; what is committed is in {store}: the same command goes on from there", err=True
+        )
+        raise SystemExit(130) from None
     click.echo(_summary(run))
 
 

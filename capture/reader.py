@@ -62,9 +62,9 @@ class Run:
             tap.name: Tap(self, i, about[tap.name]) for i, tap in enumerate(layout.taps)
         }
         #: Column name -> `Array`: `id`, `label`, `prediction`, `picture` and the user's own.
-        self.rows: dict[str, Array] = {
-            column.name: Array(self, len(layout.taps) + i) for i, column in enumerate(layout.columns)
-        }
+        self.rows: dict[str, Array] = _Columns(
+            (column.name, Array(self, len(layout.taps) + i)) for i, column in enumerate(layout.columns)
+        )
 
     def __getitem__(self, name: str) -> Tap:
         try:
@@ -184,6 +184,11 @@ class Run:
 
         bfloat16.register()
         return zarr.open_group(self.path, mode="r")
+
+
+class _Columns(dict[str, "Array"]):
+    def __missing__(self, name: str) -> Array:
+        raise SelectionError(f"the store has no column {name!r}. {closest(name, self)}")
 
 
 class Array:

@@ -97,7 +97,10 @@ def record_dataset(
     progress: bool = False,
     on_plan: Callable[[Manifest, int], None] | None = None,
 ) -> Run:
-    """Run `model` over a whole data set and capture `layers`, together with labels, predictions and pictures.
+    """Run `model` over a whole data set and capture `layers`, with labels, predictions and pictures.
+
+    Predictions are kept where the model returns logits (rows, classes), alone or as `logits`, and their
+    number is that of the class names, where those are known.
 
     The model runs without gradients and in evaluation mode, and gets its own mode back. A capture that was
     killed goes on where it stopped when the same call is made again; on a finished store the call changes

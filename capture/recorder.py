@@ -189,13 +189,15 @@ class Recorder:
         """Run the model over the rows of `source` that are not committed yet."""
         assert self._session is not None
         steps = self._missing_steps(source.n_rows)
+        n_classes = None if self._facts.classes is None else len(self._facts.classes)
         started = time.perf_counter()
         with self._session.inference():
             for batch in self._backend.batches(source, steps, workers):
                 self.seek(batch.rows.start)
                 loaded = time.perf_counter()
                 output = self(*batch.inputs, **batch.kwargs)
-                if (prediction := self._session.prediction(output)) is not None:
+                prediction = self._session.prediction(output, n_classes)
+                if prediction is not None:
                     batch.columns["prediction"] = prediction
                 self.annotate(**batch.columns)
                 self._finish_step()

@@ -336,7 +336,7 @@ def test_a_torch_data_set_brings_its_labels_classes_and_normalisation(tmp_path):
         transforms = (Normalize(),)
 
     class Pictures(torch.utils.data.Dataset):
-        classes = ("cat", "dog")
+        classes = ("cat", "dog", "frog")
         transform = Compose()
 
         def __len__(self) -> int:
@@ -355,7 +355,7 @@ def test_a_torch_data_set_brings_its_labels_classes_and_normalisation(tmp_path):
             return self.pool(x).flatten(1)
 
     run = lt.record_dataset(Model(), Pictures(), tmp_path / "s", ["pool"], batch_size=4)
-    assert run.classes == ("cat", "dog")
+    assert run.classes == ("cat", "dog", "frog")
     assert run.mean == (0.5, 0.5, 0.5)
     assert run.rows["label"][...].tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert run.rows["prediction"].shape == (7,)

@@ -94,6 +94,7 @@ def test_capture_info_and_the_values(model, pictures, tmp_path):
     assert "5 rows x 2 taps, complete" in done.stdout
     opened = lt.open(tmp_path / "s")
     assert opened.classes == ("cat", "dog")
+    assert "prediction" not in opened.rows  # three logits say nothing of two classes
     assert list(opened.rows["id"][...]) == ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "dog/3.png"]
     info = run("info", tmp_path / "s").output
     for words in (
@@ -102,7 +103,7 @@ def test_capture_info_and_the_values(model, pictures, tmp_path):
         "float32",
         "768B",
         "classes  2: cat, dog",
-        "id, picture, label, prediction",
+        "columns  id, picture, label\n",
     ):
         assert words in info
     assert json.loads(run("info", tmp_path / "s", "--json").output)["rows"] == 5
@@ -304,3 +305,28 @@ class TestTorch:
         assert opened.classes == ("cat", "dog")
         assert opened.mean == (0.5, 0.5, 0.5)
         assert opened.rows["picture"].shape == (5, 32, 32, 3)
+
+
+def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(tmp_path):
+    (tmp_path / "model.py").write_text(
+        "seen = []\n"
+        "def build():\n"
+        "    def model(batch):\n"
+        "        seen.append(1)\n"
+        "        if len(seen) == 9:\n"
+        "            raise KeyboardInterrupt\n"
+        "        return {'a': batch}\n"
+        "    return model\n"
+    )
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((48, 4, 32, 32), np.float32))
+    command = (
+        "capture", f"{tmp_path}/model.py:build", tmp_path / "x.npy", tmp_path / "s", "--layers", "a",
+        "--batch-size", 4, "--memory", "1400KiB",
+    )  # fmt: skip
+    stopped = run(*command)
+    assert stopped.exit_code == 130
+    assert "the same command goes on from there" in stopped.stderr
+    done = lt.open(tmp_path / "s").committed()
+    assert 0 < done.sum() < 48
+    assert run(*command).exit_code == 0
+    assert np.array_equal(lt.open(tmp_path / "s")["a"][...], np.load(tmp_path / "x.npy"))

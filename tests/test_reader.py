@@ -647,3 +647,10 @@ def test_a_store_without_its_commit_records_is_refused(store: Path) -> None:
     shutil.rmtree(store / "commits")
     with pytest.raises(FormatError, match="has no commit records"):
         lt.open(store)
+
+
+def test_a_column_that_is_not_there_is_named_with_the_closest(tmp_path):
+    run = lt.record_dataset(lambda b: {"a": b}, (np.ones((4, 2)), np.arange(4)), tmp_path / "s", "a")
+    with pytest.raises(lt.SelectionError, match="no column 'labels'. The closest are: label"):
+        run.rows["labels"]
+    assert run.rows.get("labels") is None
