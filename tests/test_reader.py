@@ -651,6 +651,6 @@ def test_a_store_without_its_commit_records_is_refused(store: Path) -> None:
 
 def test_a_column_that_is_not_there_is_named_with_the_closest(tmp_path):
     run = lt.record_dataset(lambda b: {"a": b}, (np.ones((4, 2)), np.arange(4)), tmp_path / "s", "a")
-    with pytest.raises(lt.SelectionError, match="no column 'labels'. The closest are: label"):
+    with pytest.raises(lt.SelectionError, match=r"no column 'labels'\. The closest are: label"):
         run.rows["labels"]
     assert run.rows.get("labels") is None

@@ -612,8 +612,8 @@ def test_values_are_counted_as_numpy_counts_them_over_many_pieces(dtype: np.dtyp
     assert count_nonfinite([memoryview(b"")], dtype) == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["bool", "uint8", "int64", "complex64"])
-def test_what_is_no_real_float_has_none(name: str) -> None:
+@pytest.mark.parametrize("name", ["bool", "uint8", "int64"])
+def test_what_is_no_float_has_none(name: str) -> None:
     raw = np.full(64, 0xFF, np.uint8)
     assert count_nonfinite([raw.data], DTYPES[name]) == (0, 0)
 
