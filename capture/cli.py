@@ -234,6 +234,43 @@ def info(store: str, as_json: bool) -> None:
     click.echo(_summary(run))
 
 
+@click.command()
+@click.argument("store", type=click.Path())
+@click.option("--repair", is_flag=True, help="Drop what is damaged, so that the same capture makes it again.")
+@reports_errors
+def verify(store: str, repair: bool) -> None:
+    r"""Read all of a store and name what is damaged.
+
+    Every checksum is held against its bytes. Exits with 1 where something is damaged and was not repaired.
+
+    \b
+    layertap verify run.zarr
+    layertap verify run.zarr --repair
+    """
+    from . import verify as verifying
+    from .reader import open_run
+
+    damages = []
+    for damage in verifying.verify(store):
+        click.echo(damage)
+        damages.append(damage)
+    run = open_run(store)
+    if not damages:
+        click.echo(f"{store}: {int(run.committed().sum()):,} of {run.n_rows:,} rows captured, all sound")
+        return
+    if not repair:
+        click.echo(
+            f"{len(damages)} damages; layertap verify {store} --repair drops what they are in", err=True
+        )
+        raise SystemExit(1)
+    blocks = verifying.repair(store, damages)
+    if blocks:
+        n_rows = sum(run.manifest.rows_of(block) for block in blocks)
+        click.echo(f"dropped {len(blocks)} blocks ({n_rows:,} rows); the same capture makes them again")
+    else:
+        click.echo("wrote the metadata anew; no row was lost")
+
+
 def split_patterns(patterns: Sequence[str]) -> list[str]:
     """Split lists at commas; a regular expression keeps its own."""
     split = []

@@ -180,6 +180,8 @@ class Shard:
         self.path = path
         self._array = array
         self._chunk_rows = layout.chunk_rows(array)
+        self._record = record
+        self._index_start = record.n_bytes - CRC_BYTES - 16 * (layout.block_rows // self._chunk_rows)
         try:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
@@ -215,6 +217,28 @@ class Shard:
             )
         decoded = self._array.encoding.decode(data, self._chunk_rows * self._array.row_bytes)
         return np.frombuffer(decoded, np.uint8)
+
+    def check(self, n_rows: int) -> None:
+        """Read all of the shard's first `n_rows` rows, and its padding, and hold them to their checksums.
+
+        Raises:
+            ChecksumError: something is not what was written.
+            FormatError: something is not there.
+        """
+        chunks_crc = end = 0
+        for i in range(-(-n_rows // self._chunk_rows)):
+            offset, n_bytes = self._extent(i)
+            self._check_padding(end, offset)
+            self.chunk(i)
+            chunks_crc = crc32c(self._read(offset + n_bytes - CRC_BYTES, CRC_BYTES), chunks_crc)
+            end = offset + n_bytes
+        self._check_padding(end, self._index_start)
+        if chunks_crc != self._record.chunks_crc:
+            raise ChecksumError(f"{self.path} holds other values than those that were committed")
+
+    def _check_padding(self, start: int, stop: int) -> None:
+        if not start <= stop < start + PAGE or any(self._read(start, stop - start)):
+            raise ChecksumError(f"{self.path} has something between its chunks, at byte {start}")
 
     def window(self, i: int, start: int, stop: int) -> bytes:
         """Return bytes `start:stop` of inner chunk `i` of an array without a codec, *unchecked*."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checksum import sealed, unsealed
+from .checksum import crc32c, sealed, unsealed
 from .codecs import CODECS
 from .dtypes import dtype_name, fill_value, named_dtype
 from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, StoreNotFoundError
@@ -33,6 +33,7 @@ Json = dict[str, Any]
 FORMAT_VERSION = 1
 COMMITS = "commits"
 _ATTRIBUTE = "layertap"
+_CRC_KEY = "crc32c"
 _RECORD_FIELDS = ("bytes", "index_crc32c", "chunks_crc32c", "nan", "inf")
 
 
@@ -50,7 +51,7 @@ class Manifest:
     def to_json(self) -> Json:
         """Return the value of the root's attribute `layertap`."""
         about = self.facts["taps"]
-        return {
+        data = {
             "format": FORMAT_VERSION,
             "rows": self.n_rows,
             "step_rows": self.layout.step_rows,
@@ -60,12 +61,14 @@ class Manifest:
             "columns": [_array_json(column) for column in self.layout.columns],
             **{key: value for key, value in self.facts.items() if key != "taps"},
         }
+        return data | {_CRC_KEY: manifest_crc(data)}
 
     @classmethod
     def from_json(cls, data: Json) -> Manifest:
         """Read what `to_json` returned.
 
         Raises:
+            ChecksumError: it is not what was written.
             FormatError: it is of a newer format, or not of this form.
         """
         version = data.get("format") if isinstance(data, dict) else None
@@ -76,6 +79,8 @@ class Manifest:
                 f"it has format {version}; this version of layertap reads up to {FORMAT_VERSION}. "
                 "Upgrade with: pip install --upgrade layertap"
             )
+        if data.get(_CRC_KEY) != manifest_crc(data):
+            raise ChecksumError("its attribute 'layertap' is damaged: it does not give its CRC-32C")
         try:
             layout = Layout(
                 tuple(_array_from_json(tap) for tap in data["taps"]),
@@ -87,7 +92,7 @@ class Manifest:
             facts = {
                 key: value
                 for key, value in data.items()
-                if key not in ("format", "rows", "step_rows", "block_rows", "commits", "columns")
+                if key not in ("format", "rows", "step_rows", "block_rows", "commits", "columns", _CRC_KEY)
             }
             facts["taps"] = {
                 tap["name"]: {key: value for key, value in tap.items() if key not in own}
@@ -169,10 +174,10 @@ class StoreWriter:
     def close_rows(self, n_rows: int) -> None:
         """Write the number of rows of a store that was made without it."""
         self.manifest = replace(self.manifest, n_rows=n_rows)
-        for name, text in _metadata_files(self.manifest).items():
+        for name, text in metadata_files(self.manifest).items():
             if name != "zarr.json":
                 write_file(self.path / name, text)
-        write_file(self.path / "zarr.json", _metadata_files(self.manifest)["zarr.json"])
+        write_file(self.path / "zarr.json", metadata_files(self.manifest)["zarr.json"])
 
 
 def check_removable(path: Path) -> None:
@@ -228,7 +233,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.from_json(attributes)
     except FormatError as error:
-        raise FormatError(f"{path} cannot be read: {error}") from error
+        raise type(error)(f"{path} cannot be read: {error}") from error
 
 
 def plan_differences(existing: Json, planned: Json) -> list[str]:
@@ -271,6 +276,12 @@ _MEANING = {
     "weights": "weights of the model (fingerprint)",
     "fingerprint": "data (fingerprint)",
 }
+
+
+def manifest_crc(data: Json) -> int:
+    """Return a manifest's CRC-32C: of its JSON in ASCII, sorted and without spaces, but for this key."""
+    rest = {key: value for key, value in data.items() if key != _CRC_KEY}
+    return crc32c(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
 def committed_blocks(path: Path) -> set[int]:
@@ -348,12 +359,12 @@ def _array_from_json(data: Json) -> ArraySpec:
 
 
 def _write_metadata(folder: Path, manifest: Manifest) -> None:
-    for name, text in _metadata_files(manifest).items():
+    for name, text in metadata_files(manifest).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(folder / name, text)
 
 
-def _metadata_files(manifest: Manifest) -> dict[str, bytes]:
+def metadata_files(manifest: Manifest) -> dict[str, bytes]:
     """Return every zarr.json of a store by its name inside it, the root's last."""
     files = {array.path: _array_metadata(array, manifest) for array in manifest.layout.arrays}
     files[COMMITS] = _commits_metadata(manifest)

@@ -16,7 +16,7 @@ import zarr
 from layertap.capture import reader
 from layertap.capture.codecs import CODECS
 from layertap.capture.errors import ChecksumError, FormatError, SelectionError, StoreError, StoreNotFoundError
-from layertap.capture.store import FORMAT_VERSION, commit_path
+from layertap.capture.store import FORMAT_VERSION, commit_path, manifest_crc
 
 N_ROWS = 43
 RNG = np.random.default_rng(0)
@@ -602,8 +602,11 @@ def test_a_broken_root_is_no_store(tmp_path: Path, text: str) -> None:
 
 
 def edit(path: Path, change: Any) -> None:
+    """Change a manifest and give it the checksum that belongs to it, as somebody hostile would."""
     root = json.loads((path / "zarr.json").read_bytes())
-    change(root["attributes"]["layertap"])
+    manifest = root["attributes"]["layertap"]
+    change(manifest)
+    manifest["crc32c"] = manifest_crc(manifest)
     (path / "zarr.json").write_text(json.dumps(root))
 
 
@@ -640,6 +643,14 @@ def test_a_manifest_that_points_outside_the_store_is_refused(store: Path, group:
 def test_a_manifest_of_another_form_is_refused(store: Path, change: Any) -> None:
     edit(store, change)
     with pytest.raises(FormatError, match="cannot be read"):
+        lt.open(store)
+
+
+def test_a_manifest_that_is_not_what_was_written_is_refused(store: Path) -> None:
+    root = (store / "zarr.json").read_text()
+    assert root.count('"step_rows": 5') == 1
+    (store / "zarr.json").write_text(root.replace('"step_rows": 5', '"step_rows": 1'))
+    with pytest.raises(ChecksumError, match="'layertap' is damaged"):
         lt.open(store)
 
 

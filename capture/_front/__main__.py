@@ -16,6 +16,7 @@ COMMANDS = {
     "layers": ("layertap.capture.cli:layers", "List what can be captured of a model."),
     "capture": ("layertap.capture.cli:capture", "Capture layers of a model over a data set into a store."),
     "info": ("layertap.capture.cli:info", "Say what a store holds."),
+    "verify": ("layertap.capture.cli:verify", "Read all of a store and name what is damaged."),
     "render": ("layertap.render.cli:render", "Draw pictures from a store, without the model."),
 }
 
