@@ -7,10 +7,13 @@ one wins and the others find it made.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -34,6 +37,7 @@ FORMAT_VERSION = 1
 COMMITS = "commits"
 _ATTRIBUTE = "layertap"
 _CRC_KEY = "crc32c"
+_ABANDONED_S = 600  # making a store takes a moment; nobody is still at it after this
 _RECORD_FIELDS = ("bytes", "index_crc32c", "chunks_crc32c", "nan", "inf")
 
 
@@ -137,6 +141,7 @@ class StoreWriter:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
             made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
         except OSError as error:
             raise StoreError(f"cannot make a store in {path.parent}: {error.strerror}") from error
@@ -327,6 +332,14 @@ def read_record(path: Path, block: int, n_arrays: int) -> tuple[int, tuple[Shard
     values: NDArray[np.uint64] = np.frombuffer(data, "<u8")
     fields = values[1:].reshape(n_arrays, len(_RECORD_FIELDS)).tolist()
     return int(values[0]), tuple(ShardRecord(*field) for field in fields)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that were killed while they made a store at `path` have left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left)
 
 
 def _umask() -> int:

@@ -337,3 +337,14 @@ def test_file_names_that_are_not_utf8_are_kept(tmp_path):
     (tmp_path / "p" / "x.png").rename(tmp_path / "p" / name)
     run = lt.record_dataset(lambda b: {"a": b}, tmp_path / "p", tmp_path / "s", "a")
     assert run.rows["id"][0] == "caf\ufffd.png"
+
+
+def test_what_a_process_killed_while_making_a_store_left_is_swept_away(tmp_path):
+    old, young, other = (tmp_path / name for name in (".s.aaaa.part", ".s.bbbb.part", ".t.cccc.part"))
+    for left in (old, young, other):
+        left.mkdir()
+        (left / "zarr.json").write_text("{")
+    for left in (old, other):
+        os.utime(left, (0, 0))
+    capture(tmp_path / "s")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".s.bbbb.part", ".t.cccc.part", "s"]
