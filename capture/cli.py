@@ -130,6 +130,7 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
 @click.option("--dtype", help="Cast floating-point values: float16, bfloat16, float32.")
 @click.option("--codec", default="none", show_default=True, help="none, lz4 (bit-shuffled), zstd.")
 @click.option("--memory", default="2GiB", show_default=True, help="Host memory that the engine may hold.")
+@click.option("--part", help="K/N: capture part K of N alone; by RANK and WORLD_SIZE under torchrun.")
 @click.option("--workers", type=int, help="Threads or processes that load batches ahead.")
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
 @input_options
@@ -143,6 +144,7 @@ def capture(
     dtype: str | None,
     codec: str,
     memory: str,
+    part: str | None,
     workers: int | None,
     overwrite: bool,
     device: str | None,
@@ -156,6 +158,7 @@ def capture(
     \b
     layertap capture torchvision:resnet18 folder:pictures run.zarr --layers 'conv1,layer*.1' --resize 224
     layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --dtype float16
+    layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --part 3/16
     """
     from .backend import backend_for
     from .record import record_dataset
@@ -175,6 +178,7 @@ def capture(
             store,
             split_patterns(patterns),
             batch_size=batch_size,
+            part=part,
             workers=workers,
             dtype=dtype,
             codec=codec,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import struct
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -24,28 +25,46 @@ except ImportError:  # Windows has none; there two writers are not kept apart
 
 
 class StoreLock:
-    """Keeps a second process from writing the same store; the kernel drops it when the process dies.
+    """Keeps a second process from writing the same blocks; the kernel drops it when the process dies.
+
+    Each block is one byte of a lock file, and a process locks the bytes of its blocks: parts that do not
+    overlap pass each other, whatever their numbers.
+
+    Args:
+        path: the store.
+        blocks: the blocks to write; None for all there will ever be.
 
     Raises:
-        StoreError: another process holds it.
+        StoreError: another process holds some of them.
     """
 
-    def __init__(self, path: Path) -> None:
-        folder = _folder(path)
-        self._fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        if fcntl is None:
-            return
+    def __init__(self, path: Path, blocks: range | None) -> None:
+        first, n = (0, 0) if blocks is None else (blocks.start, len(blocks))  # 0 bytes: to the end
+        self._fd = os.open(_folder(path) / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if blocks is None or n:
+                _lock_bytes(self._fd, first, n)
         except OSError:
             os.close(self._fd)
-            raise StoreError(f"another process is capturing into {path}; wait for it, or end it") from None
+            raise StoreError(
+                f"another process is capturing into {path}; wait for it, end it, or give each its --part"
+            ) from None
 
     def release(self) -> None:
         """Let the next one in."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _lock_bytes(fd: int, first: int, n: int) -> None:
+    if fcntl is None:
+        return
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        # Belongs to the open file, not to the process: two captures of one process are kept apart too.
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, n, 0))
+    else:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, n, first)
 
 
 def write_log(path: Path, started: float, stages: Stages, failed: bool) -> None:
@@ -58,7 +77,7 @@ def write_log(path: Path, started: float, stages: Stages, failed: bool) -> None:
         "pid": os.getpid(),
         **{key: round(value, 3) for key, value in vars(stages).items()},
     }
-    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(started))}-{os.getpid()}.json"
+    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(started))}-{platform.node()}-{os.getpid()}.json"
     (_folder(path) / name).write_text(json.dumps(entry, indent=1) + "\n")
 
 

@@ -14,21 +14,19 @@ from .plan import show_bytes
 class Progress:
     """Rows, rate, bytes, the slowest stage and the time left; nothing where there is no terminal."""
 
-    def __init__(self, n_rows: int) -> None:
-        self._n_rows = n_rows
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bar: Any = None
         self._shown = 0
         self._started = 0.0
 
-    def start(self, n_done: int) -> None:
-        """Begin, with `n_done` rows committed by an earlier run."""
+    def start(self, n_rows: int) -> None:
+        """Begin with `n_rows` to capture; what was done before counts for nothing in the rate."""
         import click
 
         self._started = time.perf_counter()
-        # What was done before counts for nothing in the rate, so the bar is one of what is left.
         self._bar = click.progressbar(
-            length=self._n_rows - n_done,
+            length=n_rows,
             label="capturing",
             show_pos=True,
             item_show_func=lambda item: item,

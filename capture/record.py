@@ -9,6 +9,7 @@ from typing import Any
 from .backend import backend_for, backend_named
 from .data import Preprocess
 from .errors import PlanError
+from .parts import Part
 from .plan import DEFAULT_MEMORY, Settings
 from .progress import Progress
 from .reader import Run, open_run
@@ -83,6 +84,7 @@ def record_dataset(
     layers: Patterns,
     *,
     batch_size: int = 64,
+    part: str | None = None,
     workers: int | None = None,
     dtype: str | None = None,
     codec: str = "none",
@@ -113,6 +115,8 @@ def record_dataset(
         path: the store.
         layers: see `record`.
         batch_size: rows of one forward.
+        part: `K/N`: capture part K of N alone, so that N processes on any number of machines make one store
+            together; by `RANK` and `WORLD_SIZE` under torchrun. The store is the same for any N.
         workers: threads (processes for a torch `Dataset`) that load batches ahead.
         dtype: see `record`.
         codec: see `record`.
@@ -130,7 +134,7 @@ def record_dataset(
             has shown what there is and before anything is written.
 
     Returns:
-        The finished store, open for reading.
+        The store, open for reading; finished once all parts are.
 
     Raises:
         NoSpaceError: the disk is too small.
@@ -158,8 +162,9 @@ def record_dataset(
         backend=chosen,
         n_rows=source.n_rows,
         batch_size=batch_size,
+        part=Part.parse(part) if part is not None else Part.of_environment(),
         overwrite=overwrite,
-        progress=Progress(source.n_rows) if progress else None,
+        progress=Progress() if progress else None,
         on_plan=on_plan,
     )
     with recorder:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from numpy.typing import NDArray
 from .backend import Backend, Learned, Session
 from .columns import column_spec, column_values
 from .data import Preprocess, Source
-from .errors import CaptureError, DataError, StoreExistsError
+from .errors import CaptureError, DataError, PlanError, StoreExistsError
 from .journal import StoreLock, versions, write_log
 from .layout import array_view
+from .parts import Part
 from .pipeline import Piece, Pipeline, Stages
 from .plan import Settings, check_space, plan_layout, slots_of, store_bytes, tap_arrays
 from .progress import Progress
@@ -77,6 +79,7 @@ class Recorder:
         backend: Backend,
         n_rows: int | None = None,
         batch_size: int | None = None,
+        part: Part | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
         on_plan: Callable[[Manifest, int], None] | None = None,
@@ -84,11 +87,17 @@ class Recorder:
         self.path = Path(path)
         #: Rows that have passed so far, those that were committed by an earlier run included.
         self.row = 0
-        #: Whether the store was complete before; nothing is captured then.
+        #: Whether all of this part's blocks were committed before; nothing is captured then.
         self.finished = False
         self._backend, self._model, self._layers = backend, model, layers
         self._settings, self._facts = settings, facts
         self._n_rows, self._batch_size, self._overwrite = n_rows, batch_size, overwrite
+        self._part = part or Part()
+        if self._part.n > 1 and overwrite:
+            raise PlanError(
+                f"part {self._part} cannot overwrite {self.path}: it would take away what the others write. "
+                "Remove the store first"
+            )
         self._progress, self._on_plan = progress, on_plan
         self._session: Session | None = None
         self._pipeline: Pipeline | None = None
@@ -188,11 +197,13 @@ class Recorder:
     def run(self, source: Source, workers: int) -> None:
         """Run the model over the rows of `source` that are not committed yet."""
         assert self._session is not None
-        steps = self._missing_steps(source.n_rows)
         n_classes = None if self._facts.classes is None else len(self._facts.classes)
+        batches = chain.from_iterable(
+            self._backend.batches(source, steps, workers) for steps in self._rounds(source.n_rows)
+        )
         started = time.perf_counter()
         with self._session.inference():
-            for batch in self._backend.batches(source, steps, workers):
+            for batch in batches:
                 self.seek(batch.rows.start)
                 loaded = time.perf_counter()
                 output = self(*batch.inputs, **batch.kwargs)
@@ -209,15 +220,27 @@ class Recorder:
                 stages.forward_s += ended - loaded
                 started = ended
 
-    def _missing_steps(self, n_rows: int) -> list[range]:
-        """Return the rows of each step to run; the first step of a store that is complete."""
+    def _rounds(self, n_rows: int) -> Iterator[list[range]]:
+        """Yield the rows of the steps to run: first one that makes the plan, where it is not known yet."""
         size = self._batch_size or 1
         steps = [range(i, min(i + size, n_rows)) for i in range(0, n_rows, size)]
+        if self._existing is None and self._part.n == 1:
+            yield steps
+            return
         if self._existing is None:
-            return steps
-        blocks = self._existing.layout.block_rows
-        missing = [step for step in steps if step.start // blocks not in self._done]
-        return missing or steps[:1]
+            # Which blocks are this part's follows from their length, which the first step shows.
+            yield steps[:1]
+            if self._pipeline is None:
+                return
+            yield [step for step in steps[1:] if self._is_missing(step)]
+            return
+        yield [step for step in steps if self._is_missing(step)] or steps[:1]
+
+    def _is_missing(self, step: range) -> bool:
+        manifest = self._pipeline.store.manifest if self._pipeline else self._existing
+        assert manifest is not None
+        block = step.start // manifest.layout.block_rows
+        return block not in self._done and block in self._part.blocks(manifest.n_blocks)
 
     def begin(self, n_rows: int) -> list[Piece] | None:
         """Open a step (called by the session)."""
@@ -282,29 +305,18 @@ class Recorder:
         """Plan from the first step, make or open the store, and put the step where it belongs."""
         session = self._session
         assert session is not None
-        learned = session.learned()
-        manifest = self._manifest(learned, n_rows)
-        if self._existing is not None:
-            manifest = self._same_plan(self._existing, manifest)
-            self.finished = manifest.n_rows is not None and len(self._done) >= manifest.n_blocks
-            store = StoreWriter(self.path, manifest)
-        if self._on_plan is not None:
-            self._on_plan(manifest, sum(manifest.rows_of(block) for block in self._done))
-        if self.finished:
+        store = self._open_store(self._manifest(session.learned(), n_rows))
+        if store is None:
             return
-        n_slots = slots_of(manifest.layout, self._settings)
-        if self._existing is None:
-            if manifest.n_rows is not None:
-                check_space(self.path, self.planned_bytes(manifest))
-            store = StoreWriter.create(self.path, manifest, self._overwrite)
-            self._created = True
-        self._lock = StoreLock(self.path)
+        manifest = store.manifest
+        others = set(range(manifest.n_blocks)) - set(self._part.blocks(manifest.n_blocks))
         if self._progress is not None:
-            self._progress.start(sum(manifest.rows_of(block) for block in self._done))
+            mine = set(self._part.blocks(manifest.n_blocks)) - self._done
+            self._progress.start(sum(map(manifest.rows_of, mine)))
         pipeline = Pipeline(
             store,
-            self._done,
-            n_slots=n_slots,
+            self._done | others,
+            n_slots=slots_of(manifest.layout, self._settings),
             n_writers=self._settings.n_writers,
             on_commit=self._progress.show if self._progress else None,
         )
@@ -312,6 +324,41 @@ class Recorder:
         session.prepare(manifest.layout, pipeline.memory, pipeline.slabs)
         self._pieces = pipeline.begin(row, n_rows)
         session.replay(self._pieces)
+
+    def _open_store(self, planned: Manifest) -> StoreWriter | None:
+        """Make the store, or join the one that is there; None where this part of it is complete."""
+        if self._existing is None:
+            slots_of(planned.layout, self._settings)
+            if self._on_plan is not None:
+                self._on_plan(planned, 0)
+            if planned.n_rows is not None:
+                check_space(self.path, self.planned_bytes(planned))
+            try:
+                store = StoreWriter.create(self.path, planned, self._overwrite)
+            except StoreExistsError:
+                if self._part.n == 1:
+                    raise
+                self._look_at_existing()  # another part was quicker
+            else:
+                self._created = self._part.n == 1
+                self._lock = self._locked(planned)
+                return store
+        assert self._existing is not None
+        manifest = self._same_plan(self._existing, planned)
+        mine = set(self._part.blocks(manifest.n_blocks))
+        self.finished = manifest.n_rows is not None and mine <= self._done
+        if self._on_plan is not None:
+            self._on_plan(manifest, sum(map(manifest.rows_of, self._done)))
+        if self.finished:
+            return None
+        slots_of(manifest.layout, self._settings)
+        self._lock = self._locked(manifest)
+        self._look_at_existing()  # what was committed until the lock was ours
+        return StoreWriter(self.path, manifest)
+
+    def _locked(self, manifest: Manifest) -> StoreLock:
+        blocks = self._part.blocks(manifest.n_blocks) if manifest.n_rows is not None else None
+        return StoreLock(self.path, blocks)
 
     def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
         assert self._session is not None
