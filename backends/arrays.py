@@ -133,8 +133,14 @@ class ArraysSession(Session):
     def _leaves(self, choice: Choice, output: dict[Any, Any]) -> dict[TapName, Any]:
         name = choice.layer.name
         value = follow(output, (name,)) if name in output else output[int(name)]
-        taps = {TapName(name, 1, path): leaf for path, leaf in flatten(value, _is_array)}
-        return {tap: leaf for tap, leaf in taps.items() if choice.takes(tap)}
+        found: dict[TapName, Any] = {}
+        for path, leaf in flatten(value, _is_array):
+            tap = TapName(name, 1, path)
+            if tap in found:
+                raise CaptureError(f"two arrays are called {tap}; give them different keys")
+            if choice.takes(tap):
+                found[tap] = leaf
+        return found
 
     def _find(self, output: dict[Any, Any], tap: TapName) -> Any:
         try:
@@ -169,7 +175,8 @@ def _is_array(value: Any) -> bool:
 
 def _to_numpy(values: Any) -> Values:
     if isinstance(values, np.ndarray) or not hasattr(values, "__dlpack__"):
-        return np.asarray(values)
+        array = np.asarray(values)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     try:
         return np.from_dlpack(values)
     except (BufferError, RuntimeError, TypeError):

@@ -64,7 +64,7 @@ class TorchBackend(Backend):
 
     def session(self, model: Any, layers: Patterns) -> Session:
         """Choose `layers` of `model`."""
-        return TorchSession(model, select(self.layers(model), layers) if layers else [])
+        return TorchSession(model, select(self.layers(model), layers))
 
     def describe(self, model: Any) -> Json:
         """Return the model's type, its number of parameters, and a checksum of its weights."""
@@ -80,6 +80,11 @@ class TorchBackend(Backend):
             raise DataError(
                 "an IterableDataset has no indices, so its rows cannot be shared out or resumed; use "
                 "record() with a loop of your own"
+            )
+        if isinstance(data, torch.utils.data.DataLoader):
+            raise DataError(
+                "a DataLoader is a loop and not a data set: give its .dataset (batches are made here), or "
+                "use record() around the loop"
             )
         if isinstance(data, torch.utils.data.Dataset):
             return TorchSource(data, preprocess=_normalisation(getattr(data, "transform", None)))
@@ -255,7 +260,7 @@ class TorchSession(Session):
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with torch.no_grad():  # inference_mode would poison what a model caches for later training
                 yield
         finally:
             for module in training:
@@ -267,6 +272,9 @@ class TorchSession(Session):
             tap = TapName(choice.layer.name, call, path)
             self._seen.append(tap)
             if choice.takes(tap):
+                _check_recurrent(choice.layer, tap)
+                if tap in self._kept:
+                    raise CaptureError(f"two tensors are called {tap}; choose another part of the output")
                 _check_tensor(tap, tensor, self._n_rows)
                 self._kept[tap] = tensor.detach().clone(memory_format=torch.contiguous_format)
 
@@ -393,6 +401,8 @@ class TorchSession(Session):
                             )
         self.copies = self._whole = None
         self.learning = False
+        if self._memory is not None:
+            self._memory.computed()
         self._sink.done()
 
     def _aim(self, pieces: Sequence[Piece]) -> None:
@@ -415,11 +425,13 @@ class TorchSession(Session):
 
     def _mover(self) -> Callable[[Any], Any]:
         parameter = next(self.model.parameters(), None)
-        device = parameter.device if parameter is not None else torch.device("cpu")
+        anything = parameter if parameter is not None else next(self.model.buffers(), None)
+        device = anything.device if anything is not None else torch.device("cpu")
 
         def move(value: Any) -> Any:
             if isinstance(value, np.ndarray):
-                value = torch.from_numpy(value if value.flags.writeable else value.copy())
+                value = np.require(value, value.dtype.newbyteorder("="), ["W"])
+                value = torch.from_numpy(value)
             if not isinstance(value, Tensor):
                 return value
             moved = value.to(device, non_blocking=True)
@@ -439,6 +451,9 @@ class _HostMemory:
     def views(self, slab: Slab) -> list[Tensor]:
         """Return the tensor of each tap in `slab`."""
         return self._views[slab.number]
+
+    def computed(self) -> None:
+        """Do nothing: what was computed is there."""
 
     def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
         """Do nothing: the rows are there."""
@@ -465,6 +480,7 @@ class _DeviceMemory:
         self._locked = True
         self._free = [self._device_slab() for _ in range(3)]
         self._held: dict[int, _DeviceSlab] = {}
+        self._computed: torch.cuda.Event | None = None
 
     def views(self, slab: Slab) -> list[Tensor]:
         """Return the device tensor of each tap that will end up in `slab`."""
@@ -476,10 +492,15 @@ class _DeviceMemory:
             self._held[slab.number] = held
         return held.views
 
+    def computed(self) -> None:
+        """Mark the end of a forward on the stream that it ran on, whichever that is."""
+        self._computed = torch.cuda.current_stream(self._device).record_event()
+
     def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
         """Start one copy for each slab of the step and return what waits for them."""
-        computed = torch.cuda.current_stream(self._device).record_event()
-        self._stream.wait_event(computed)
+        if self._computed is not None:
+            self._stream.wait_event(self._computed)
+        self._stream.wait_event(torch.cuda.current_stream(self._device).record_event())  # columns, replays
         with torch.cuda.stream(self._stream):
             for piece in pieces:
                 held = self._held[piece.slab.number]
@@ -537,8 +558,30 @@ def _check_tensor(tap: TapName, tensor: Tensor, n_rows: int) -> None:
         kind = f"holds {tensor.dtype}, which a store cannot hold"
     elif tensor.ndim == 0 or tensor.shape[0] != n_rows:
         kind = f"has shape {tuple(tensor.shape)}; the batch has {n_rows} rows, and rows come first"
+        if tap.path:
+            kind += (
+                f". Choose the parts of {tap.layer} whose rows do, such as {TapName(tap.layer, path=(0,))}"
+            )
     if kind is not None:
         raise CaptureError(f"{tap} {kind}")
+
+
+def _check_recurrent(layer: Layer, tap: TapName) -> None:
+    """Refuse what a recurrent layer gives with its rows on the second axis.
+
+    The shape alone does not tell: a batch may have as many rows as the layer has steps or layers.
+    """
+    module = layer.module
+    if isinstance(module, nn.RNNBase) and (tap.path[:1] == (1,) or not module.batch_first):
+        first = "layers" if tap.path[:1] == (1,) else "steps"
+        raise CaptureError(
+            f"{tap} has {first} on its first axis, and rows come first. Choose "
+            + (
+                f"{layer.name}[0], the outputs"
+                if module.batch_first
+                else "a layer built with batch_first=True"
+            )
+        )
 
 
 def _silent(hook: _Hook) -> str:
@@ -569,10 +612,10 @@ def _batch_rows(values: Sequence[Any]) -> int:
     for value in values:
         if isinstance(value, Tensor) and value.ndim:
             return int(value.shape[0])
-        if isinstance(value, list | tuple) and value:
+        if isinstance(value, list) and value:  # of pictures that differ in size
             return len(value)
-        if isinstance(value, dict) and value:
-            return _batch_rows(list(value.values()))
+        if isinstance(value, tuple | dict) and value:
+            return _batch_rows(list(value.values() if isinstance(value, dict) else value))
     raise CaptureError("the forward got no tensor whose first axis would count the rows of the batch")
 
 

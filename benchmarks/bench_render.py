@@ -1,16 +1,19 @@
-"""How long a figure takes, from a view in memory to the bytes of a PNG, beside the usual way.
+"""How long a figure takes, to the bytes of a PNG, beside the usual way.
 
     pytest benchmarks/bench_render.py --benchmark-columns=min,median,rounds
 
-The usual way is an axes for each channel, each with its title and its own scale, in one matplotlib figure.
+`of_a_store` is the whole way, from the files of a store; the other arms start from a view in memory. The
+usual way is an axes for each channel, each with its title and its own scale, in one matplotlib figure.
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import layertap as lt
 import numpy as np
 import pytest
 from layertap.render import GridSpec, MontageSpec
@@ -58,6 +61,34 @@ def view_of(case: Case) -> View:
     )
     picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
     return View((RowView(17, "17.png", "frog", "cat", False, picture),), layers)
+
+
+@pytest.fixture(
+    scope="module", params=[(FIGURES[0], "grid"), (MONTAGES[1], "montage")], ids=lambda p: p[0].id
+)
+def stored(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Case, str, Path]:
+    """Return a figure, its kind, and the path of a store of 64 rows that it is drawn from."""
+    case, kind = request.param
+    rng = np.random.default_rng(0)
+    shape = (case.channels, case.side, case.side)
+
+    def layers(pictures: Any) -> dict[str, Any]:
+        draws = rng.standard_normal((case.layers, len(pictures), *shape), np.float32)
+        return {f"layer{i}": np.maximum(values, 0) for i, values in enumerate(draws)}
+
+    path = tmp_path_factory.mktemp("store") / "run.zarr"
+    data = rng.integers(0, 256, (64, 32, 32, 3), np.uint8), np.arange(64) % 10
+    lt.record_dataset(layers, data, path, "*", backend="arrays")
+    return case, kind, path
+
+
+def test_of_a_store(benchmark: Any, stored: tuple[Case, str, Path]) -> None:
+    case, kind, path = stored
+    run = lt.open(path)
+    benchmark.group = f"{'figure' if kind == 'grid' else kind} {case.id}"
+    assert benchmark(lambda: lt.draw(run, kind, rows=17, channels="all").png())
 
 
 @pytest.mark.parametrize("painter_name", ["matplotlib", "pillow"])

@@ -48,10 +48,14 @@ def input_options(command: Command) -> Command:
         click.option("--mean", help="Mean for each channel in units of 0..1: 0.485,0.456,0.406."),
         click.option("--std", help="Standard deviation for each channel, like --mean."),
         click.option(
-            "--resize", type=int, help="Scale the shorter side to this many pixels, crop the middle."
+            "--resize",
+            type=click.IntRange(1),
+            help="Scale the shorter side to this many pixels, crop the middle.",
         ),
         click.option(
-            "--crop", type=int, help="Side of the middle square to crop, where not that of --resize."
+            "--crop",
+            type=click.IntRange(1),
+            help="Side of the middle square to crop, where not that of --resize.",
         ),
         click.option("--skip-bad", is_flag=True, help="Leave out pictures that do not decode."),
         click.option("--device", help="cpu, cuda, cuda:1; by default CUDA where there is some."),
@@ -68,9 +72,9 @@ def input_options(command: Command) -> Command:
 @input_options
 @reports_errors
 def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
-    r"""List what can be captured of a model.
+    """List what can be captured of a model.
 
-    MODEL is torchvision:NAME or file.py:factory. The model runs once, on two rows of DATA or on noise.
+    MODEL is torchvision:NAME or file.py:factory. The model runs once, on three rows of DATA or on noise.
 
     \b
     layertap layers torchvision:resnet18
@@ -87,12 +91,12 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
     network = backend.place(loaded.model, inputs.pop("device"))
     if data is not None:
         source = _source(data, backend, loaded.preprocess, **inputs)
-        batch = source.batch(range(min(2, source.n_rows)))
+        batch = source.batch(range(min(3, source.n_rows)))
     else:
         import numpy as np
 
-        noise = np.random.default_rng(0).standard_normal((2, *_numbers(size, "--size", int)), np.float32)
-        batch = Batch(range(2), (noise,))
+        noise = np.random.default_rng(0).standard_normal((3, *_numbers(size, "--size", int)), np.float32)
+        batch = Batch(range(3), (noise,))
     try:
         found = backend.survey(network, batch)
     except LayertapError:
@@ -131,7 +135,7 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
 @click.option("--codec", default="none", show_default=True, help="none, lz4 (bit-shuffled), zstd.")
 @click.option("--memory", default="2GiB", show_default=True, help="Host memory that the engine may hold.")
 @click.option("--part", help="K/N: capture part K of N alone; by RANK and WORLD_SIZE under torchrun.")
-@click.option("--workers", type=int, help="Threads or processes that load batches ahead.")
+@click.option("--workers", type=click.IntRange(0), help="Threads or processes that load batches ahead.")
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
 @input_options
 @reports_errors
@@ -150,7 +154,7 @@ def capture(
     device: str | None,
     **inputs: Any,
 ) -> None:
-    r"""Capture layers of a model over a data set into a store.
+    """Capture layers of a model over a data set into a store.
 
     MODEL is torchvision:NAME or file.py:factory. DATA is folder:PATH, torchvision:NAME?root=PATH, a .npy or
     .npz file, or file.py:factory. A capture that was killed goes on when the same command is run again.
@@ -202,7 +206,7 @@ def capture(
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 @reports_errors
 def info(store: str, as_json: bool) -> None:
-    r"""Say what a store holds.
+    """Say what a store holds.
 
     \b
     layertap info run.zarr
@@ -243,7 +247,7 @@ def info(store: str, as_json: bool) -> None:
 @click.option("--repair", is_flag=True, help="Drop what is damaged, so that the same capture makes it again.")
 @reports_errors
 def verify(store: str, repair: bool) -> None:
-    r"""Read all of a store and name what is damaged.
+    """Read all of a store and name what is damaged.
 
     Every checksum is held against its bytes. Exits with 1 where something is damaged and was not repaired.
 
@@ -311,6 +315,8 @@ def _source(
     source = backend.source(load_data(data, chosen, skip_bad=skip_bad))
     # A model's own preprocessing gives way to one that the data set's transform has done already.
     base = source.preprocess if source.preprocess != Preprocess() else chosen
+    if not source.resizes:
+        base = replace(base, resize=None, crop=None)
     source.preprocess = replace(base, **said)
     return source
 
@@ -378,7 +384,8 @@ def _summary(run: Any) -> str:
         lines.append(f"accuracy {100 * right.mean():.1f} % ({int(right.sum()):,} of {right.size:,})")
     for name, counts in run.stats.items():
         if any(counts.values()):
-            lines.append(
-                f"{name}: {counts['nan']:,} NaN and {counts['inf']:,} infinite values, stored as they are"
-            )
+            tap = run[name]
+            cast = tap.source_dtype != str(tap.dtype)
+            why = f"after the cast from {tap.source_dtype} to {tap.dtype}" if cast else "stored as they are"
+            lines.append(f"{name}: {counts['nan']:,} NaN and {counts['inf']:,} infinite values, {why}")
     return "\n".join(lines)

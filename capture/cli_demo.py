@@ -15,7 +15,7 @@ from .cli import reports_errors
 )
 @reports_errors
 def demo(out: str) -> None:
-    r"""Train a small network on digits, capture it and draw it.
+    """Train a small network on digits, capture it and draw it.
 
     Needs no download: the digits come with scikit-learn. Takes about half a minute on two cores.
 

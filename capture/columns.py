@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 from .dtypes import DTYPES
 from .errors import DataError
 from .layout import ArraySpec
-from .taps import folder_name
 
 #: Bytes kept for each text of a column whose longest text is not known beforehand.
 TEXT_BYTES = 1024
 
+_NUMBERS = ("label", "prediction")
+_NOT_NUMBERS = (
+    "{name!r} holds {holds}; it is the number of each row's class, one whole number a row. Names of classes "
+    "go to classes=, and anything else into a column of another name"
+)
+
 
 def column_spec(
-    name: str, values: Any, to_numpy: Callable[[Any], NDArray[Any]], text_bytes: int | None
+    name: str, folder: str, values: Any, to_numpy: Callable[[Any], NDArray[Any]], text_bytes: int | None
 ) -> ArraySpec:
     """Return how a column is stored, from the values of the first batch.
 
@@ -30,8 +35,10 @@ def column_spec(
         DataError: they are not numbers, texts or arrays of one shape.
     """
     if _is_text(values):
+        if name in (*_NUMBERS, "picture"):
+            raise DataError(_NOT_NUMBERS.format(name=name, holds="texts"))
         width, dtype = text_bytes or TEXT_BYTES, np.dtype(np.uint8)
-        return ArraySpec(name, _folder(name), ("row", text_dim(name)), (width,), dtype, "zstd")
+        return ArraySpec(name, f"rows/{folder}", ("row", text_dim(name)), (width,), dtype, "zstd")
     try:
         array = to_numpy(values)
     except ValueError as error:
@@ -41,11 +48,23 @@ def column_spec(
             f"the column {name!r} holds {array.dtype} of shape {array.shape}; a column holds numbers, texts "
             "or arrays of one shape"
         )
+    _check_meaning(name, array)
     if name == "picture":
         dims: tuple[str, ...] = ("picture_y", "picture_x", "picture_channel")
     else:
         dims = tuple(f"{name}_{i + 1}" for i in range(array.ndim - 1))
-    return ArraySpec(name, _folder(name), ("row", *dims), array.shape[1:], array.dtype)
+    return ArraySpec(name, f"rows/{folder}", ("row", *dims), array.shape[1:], array.dtype)
+
+
+def _check_meaning(name: str, array: NDArray[Any]) -> None:
+    """Hold the columns that have a meaning of their own to it."""
+    if name in _NUMBERS and (array.ndim != 1 or array.dtype.kind not in "iub"):
+        raise DataError(_NOT_NUMBERS.format(name=name, holds=f"{array.dtype} of shape {array.shape}"))
+    if name == "picture" and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3)):
+        raise DataError(
+            f"'picture' holds {array.dtype} of shape {array.shape}; pictures are uint8 (rows, height, width, "
+            "1 or 3). Give what the model got as input=, or keep it as another column"
+        )
 
 
 def column_values(column: ArraySpec, values: Any) -> Any:
@@ -88,10 +107,6 @@ def text_dim(name: str) -> str:
 def encoded_text(text: str) -> bytes:
     """Return a text's bytes in UTF-8; file names that are not UTF-8 keep theirs."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def _folder(name: str) -> str:
-    return f"rows/{folder_name(name)}"
 
 
 def _is_text(values: Any) -> bool:

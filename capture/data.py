@@ -55,15 +55,39 @@ class Preprocess:
     crop: int | None = None
     """Side of the square that is cropped from the middle; None for `resize`."""
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and (not values or not all(np.isfinite(values))):
+                raise DataError(f"{name} is {values}; it is one finite number for each channel")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise DataError(f"std is {self.std}; a standard deviation is above 0")
+        for name in ("resize", "crop"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DataError(f"{name} is {value}; it is a number of pixels above 0")
+
+    def _channels(self, name: str, n_channels: int) -> NDArray[np.float32]:
+        values = getattr(self, name)
+        if len(values) not in (1, n_channels):
+            raise DataError(
+                f"{name} has {len(values)} numbers and the pictures have {n_channels} channels; give one "
+                "number for each channel, or one for all"
+            )
+        return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
+
     def __call__(self, pictures: Pictures) -> NDArray[np.float32]:
-        """Turn uint8 pictures (rows, height, width, channels) into float32 (rows, channels, y, x)."""
+        """Turn uint8 pictures (rows, height, width, channels) into float32 (rows, channels, y, x).
+
+        Raises:
+            DataError: `mean` or `std` has another number of channels.
+        """
         values = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).astype(np.float32)
         values /= np.float32(255)
-        shape = (1, -1, 1, 1)
         if self.mean is not None:
-            values -= np.asarray(self.mean, np.float32).reshape(shape)
+            values -= self._channels("mean", values.shape[1])
         if self.std is not None:
-            values /= np.asarray(self.std, np.float32).reshape(shape)
+            values /= self._channels("std", values.shape[1])
         return values
 
     def pictures(self, inputs: Values) -> Pictures | None:
@@ -82,11 +106,10 @@ class Preprocess:
         if inputs.dtype == np.uint8:
             return np.ascontiguousarray(inputs.transpose(0, 2, 3, 1))
         values = inputs.astype(np.float32)
-        shape = (1, -1, 1, 1)
         if self.std is not None:
-            values = values * np.asarray(self.std, np.float32).reshape(shape)
+            values = values * self._channels("std", values.shape[1])
         if self.mean is not None:
-            values = values + np.asarray(self.mean, np.float32).reshape(shape)
+            values = values + self._channels("mean", values.shape[1])
         finite = np.isfinite(values)  # one bad pixel must not make the others of its row invisible
         low = np.min(values, axis=(1, 2, 3), keepdims=True, where=finite, initial=np.inf)
         high = np.max(values, axis=(1, 2, 3), keepdims=True, where=finite, initial=-np.inf)
@@ -112,6 +135,11 @@ class Source(ABC):
     """How pictures become inputs."""
     default_workers: int = 0
     """Threads that load batches where the user says nothing."""
+
+    @property
+    def resizes(self) -> bool:
+        """Whether `preprocess` is applied to pictures, resizing included, and not only told of inputs."""
+        return True
 
     @abstractmethod
     def batch(self, rows: range) -> Batch:
@@ -212,7 +240,7 @@ class PictureFolder(Source):
         path = self.path / name
         try:
             with Image.open(path) as image:
-                picture = image.convert("RGB")
+                picture = _rgb(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{path} does not decode: {error}. Remove it, or go on without such pictures with "
@@ -266,14 +294,20 @@ class ArraySource(Source):
         self.classes = None if classes is None else tuple(classes)
         self.preprocess = preprocess or Preprocess()
 
+    @property
+    def resizes(self) -> bool:
+        """Whether the inputs are pictures."""
+        return self.inputs.dtype == np.uint8 and self.inputs.ndim == 4 and self.inputs.shape[3] in (1, 3)
+
     def batch(self, rows: range) -> Batch:
         """Cut out `rows`."""
         window = slice(rows.start, rows.stop)
         values = np.asarray(self.inputs[window])
         columns: dict[str, Any] = {}
         if self.labels is not None:
-            columns["label"] = np.asarray(self.labels[window])
-        if values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] in (1, 3):
+            columns |= _label_columns(self.labels[window])
+        if self.resizes:
+            values = _resized_arrays(values, self.preprocess)
             columns["picture"] = values
             return Batch(rows, (self.preprocess(values),), columns=columns)
         pictures = self.preprocess.pictures(values) if values.dtype.kind in "fu" else None
@@ -308,11 +342,19 @@ class SampleSource(Source):
             ) from None
         if self.n_rows == 0:
             raise DataError("the data set is empty")
+        if not hasattr(samples, "__getitem__"):
+            raise DataError(f"{type(samples).__name__} has no [] to take rows by; for a stream, use record()")
         self.samples = samples
         self.name = type(samples).__name__
         classes = getattr(samples, "classes", None)
         self.classes = tuple(str(name) for name in classes) if classes else None
         self.preprocess = preprocess or Preprocess()
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the inputs are PIL images, by the first one."""
+        first = self.samples[0]
+        return hasattr(first[0] if isinstance(first, tuple | list) and first else first, "convert")
 
     def batch(self, rows: range) -> Batch:
         """Load and stack `rows`."""
@@ -330,17 +372,17 @@ class SampleSource(Source):
             inputs, labels = [sample[0] for sample in samples], [sample[1] for sample in samples]
         else:
             inputs = [s[0] if isinstance(s, tuple | list) else s for s in samples]
-        columns = {} if labels is None else {"label": self.label_column(rows, labels)}
+        columns: dict[str, Any] = {} if labels is None else _label_columns(labels)
         if not inputs:
-            return Batch(rows, (), kwargs, {k: v for k, v in columns.items() if v is not None})
+            return Batch(rows, (), kwargs, columns)
         if hasattr(inputs[0], "convert"):
-            pictures = _stacked([np.asarray(_resized(i.convert("RGB"), self.preprocess)) for i in inputs])
+            pictures = _stacked([np.asarray(_resized(_rgb(i), self.preprocess)) for i in inputs])
             columns["picture"] = pictures
-            stacked: Any = self.preprocess(pictures)
-        else:
-            stacked = self.stack(inputs)
-            columns["picture"] = self.preprocess.pictures(np.asarray(stacked))
-        return Batch(rows, (stacked,), kwargs, {k: v for k, v in columns.items() if v is not None})
+            return Batch(rows, (self.preprocess(pictures),), kwargs, columns)
+        stacked = self.stack(inputs)
+        if (made := self.preprocess.pictures(np.asarray(stacked))) is not None:
+            columns["picture"] = made
+        return Batch(rows, (stacked,), kwargs, columns)
 
     def stack(self, values: Sequence[Any]) -> Any:
         """Make one array of the values of all rows.
@@ -349,13 +391,6 @@ class SampleSource(Source):
             DataError: they differ in shape.
         """
         return _stacked([np.asarray(value) for value in values])
-
-    def label_column(self, rows: range, labels: Sequence[Any]) -> Values | None:
-        """Return labels as a column, or None where they are not one number for each row."""
-        values = [np.asarray(label) for label in labels]
-        if any(value.ndim or value.dtype.kind not in "iufb" for value in values):
-            return None
-        return np.stack(values)
 
 
 def as_source(data: Any, preprocess: Preprocess | None = None) -> Source:
@@ -396,6 +431,27 @@ def _stacked(arrays: Sequence[Values]) -> Values:
     return np.stack(arrays)
 
 
+def _label_columns(labels: Any) -> dict[str, Values]:
+    """Return class numbers as the column `label`, any other numbers as `target`, and nothing else."""
+    try:
+        values = np.stack([np.asarray(label) for label in labels])
+    except ValueError:
+        return {}
+    if values.dtype.kind not in "iufb":
+        return {}
+    return {"label" if values.ndim == 1 and values.dtype.kind in "iub" else "target": values}
+
+
+def _rgb(image: Any) -> Any:
+    """Return an image in 8-bit RGB; of 16-bit greys, which Pillow would clip, the upper 8 bits."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 2**16 - 1) >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
+    return image.convert("RGB")
+
+
 def _resized(image: Any, preprocess: Preprocess) -> Any:
     from PIL import Image
 
@@ -409,6 +465,16 @@ def _resized(image: Any, preprocess: Preprocess) -> Any:
         return image
     left, top = (_margin(length, side) for length in image.size)
     return image.crop((left, top, left + side, top + side))
+
+
+def _resized_arrays(pictures: Pictures, preprocess: Preprocess) -> Pictures:
+    from PIL import Image
+
+    if preprocess.resize is None and preprocess.crop is None:
+        return pictures
+    images = [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pictures]
+    resized = np.stack([np.asarray(_resized(image, preprocess)) for image in images])
+    return resized.reshape(*resized.shape[:3], pictures.shape[3])
 
 
 def _margin(length: int, side: int) -> int:

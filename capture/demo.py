@@ -97,7 +97,7 @@ def run_demo(folder: Path, backend: str, say: Callable[[str], None]) -> Run:
     say("")
     say("go on with:")
     say(f"  layertap info {store}")
-    say(f"  layertap render grid {store} --wrong --channels top:9 --out {folder}/wrong.png")
+    say(f"  layertap render grid {store} --wrong --one-file --channels top:9 --out {folder}/wrong.png")
     say(f"  layertap render montage {store} --layers conv3 --rows 7 --out {folder}/conv3.png")
     return run
 

@@ -5,6 +5,7 @@ It lies in the folder `log` inside the array `commits`, where Zarr readers do no
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -40,12 +41,17 @@ class StoreLock:
 
     def __init__(self, path: Path, blocks: range | None) -> None:
         first, n = (0, 0) if blocks is None else (blocks.start, len(blocks))  # 0 bytes: to the end
-        self._fd = os.open(_folder(path) / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._fd = os.open(_folder(path) / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StoreError(f"cannot write into {path}: {error.strerror}") from error
         try:
             if blocks is None or n:
                 _lock_bytes(self._fd, first, n)
-        except OSError:
+        except OSError as error:
             os.close(self._fd)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise StoreError(f"cannot lock {path}: {error.strerror}") from error
             raise StoreError(
                 f"another process is capturing into {path}; wait for it, end it, or give each its --part"
             ) from None

@@ -23,7 +23,7 @@ from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .shard import FLUSH_BYTES
-from .taps import folder_name
+from .taps import distinct_folders
 
 #: What `dtype` accepts beside None.
 CASTS = ("float16", "bfloat16", "float32")
@@ -55,7 +55,13 @@ class Settings:
 
     @property
     def n_writers(self) -> int:
-        """The writer threads."""
+        """The writer threads.
+
+        Raises:
+            PlanError: fewer than one were asked for.
+        """
+        if self.writers is not None and self.writers < 1:
+            raise PlanError(f"a capture has at least one writer; {self.writers} were asked for")
         return self.writers or min(2, os.cpu_count() or 1)
 
 
@@ -63,17 +69,14 @@ def tap_arrays(learned: Sequence[Learned], settings: Settings) -> list[ArraySpec
     """Return how taps are stored, each in a folder of its own on any file system.
 
     Raises:
-        PlanError: a cast or codec is unknown, or a tap is empty.
+        PlanError: a cast or codec is unknown, a tap is empty, or two have one name.
     """
-    arrays: list[ArraySpec] = []
-    taken: set[str] = set()
-    for tap in learned:
-        folder = folder_name(tap.name)
-        if folder.lower() in taken:  # macOS and Windows do not tell `Conv` from `conv`
-            folder = folder_name(tap.name, marked=True)
-        taken.add(folder.lower())
-        arrays.append(_tap_array(tap, folder, settings))
-    return arrays
+    names = [tap.name for tap in learned]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise PlanError(f"two taps are called {twice}; rename a layer or key, or choose one of them alone")
+    folders = distinct_folders(names)
+    return [_tap_array(tap, folder, settings) for tap, folder in zip(learned, folders, strict=True)]
 
 
 def _tap_array(learned: Learned, folder: str, settings: Settings) -> ArraySpec:
@@ -111,8 +114,17 @@ def plan_layout(
     step_rows: int,
     n_rows: int | None,
     settings: Settings,
+    kept_row_bytes: int | None = None,
 ) -> Layout:
     """Choose the block length.
+
+    Args:
+        taps: the taps, as stored.
+        columns: the columns, as stored.
+        step_rows: rows of a step.
+        n_rows: rows of the data set, where they are known.
+        settings: memory, writers and codec.
+        kept_row_bytes: bytes of a row as the first step keeps it, before any cast; those of `taps` if None.
 
     Raises:
         PlanError: two steps do not fit the memory; the message says what would.
@@ -121,7 +133,7 @@ def plan_layout(
     step_bytes = slab_bytes(arrays, step_rows)
     wanted = max(_BLOCK_BYTES, len(arrays) * _SHARD_BYTES)
     for n_slots in (3, 2):
-        room = (settings.memory_bytes - _reserve(taps, step_rows, settings)) // n_slots
+        room = (settings.memory_bytes - _reserve(taps, step_rows, settings, kept_row_bytes)) // n_slots
         steps = min(room, wanted) // step_bytes
         if room >= step_bytes:
             steps = max(1, steps)
@@ -130,26 +142,26 @@ def plan_layout(
             return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
 
     def needed_for(n_rows: int) -> int:
-        return 2 * slab_bytes(arrays, n_rows) + _reserve(taps, n_rows, settings)
+        return 2 * slab_bytes(arrays, n_rows) + _reserve(taps, n_rows, settings, kept_row_bytes)
 
     needed = needed_for(step_rows)
     fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=needed_for)
     raise PlanError(
         f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "
-        f"{show_bytes(settings.memory_bytes)}: two batches, the copies of the first and "
+        f"{settings.memory}: two batches, the copies of the first and "
         f"{settings.n_writers} writers need {show_bytes(needed)}. Give memory={_enough(needed)} or more, "
         + (f"a batch size of at most {fits}, " if fits else "")
-        + "fewer layers, or a cast to float16"
+        + ("fewer layers, or a cast to float16" if settings.dtype is None else "or fewer layers")
     )
 
 
-def slots_of(layout: Layout, settings: Settings) -> int:
+def slots_of(layout: Layout, settings: Settings, kept_row_bytes: int | None = None) -> int:
     """Return how many blocks of `layout` the memory holds: two or three.
 
     Raises:
         PlanError: not even two.
     """
-    room = settings.memory_bytes - _reserve(layout.taps, layout.step_rows, settings)
+    room = settings.memory_bytes - _reserve(layout.taps, layout.step_rows, settings, kept_row_bytes)
     n_slots = min(3, room // layout.block_bytes)
     if n_slots < 2:
         needed = 2 * layout.block_bytes + settings.memory_bytes - room
@@ -221,9 +233,13 @@ def _enough(n_bytes: int) -> str:
     return shown
 
 
-def _reserve(taps: Sequence[ArraySpec], step_rows: int, settings: Settings) -> int:
+def _reserve(
+    taps: Sequence[ArraySpec], step_rows: int, settings: Settings, kept_row_bytes: int | None
+) -> int:
     """Return the bytes that are needed beside the blocks."""
     first_step = slab_bytes(tuple(taps), step_rows)
+    if kept_row_bytes is not None:
+        first_step = max(first_step, kept_row_bytes * step_rows)
     if settings.codec == "none":
         return first_step + settings.n_writers * CHUNK_BYTES
     largest = max((tap.row_bytes for tap in taps), default=0)

@@ -10,15 +10,18 @@ from typing import Any
 from .pipeline import Stages
 from .plan import show_bytes
 
+_LINE_S = 10  # where there is no terminal, a line at most this often
+
 
 class Progress:
-    """Rows, rate, bytes, the slowest stage and the time left; nothing where there is no terminal."""
+    """Rows, rate, bytes, the slowest stage and the time left; without a terminal, a line now and then."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bar: Any = None
         self._shown = 0
         self._started = 0.0
+        self._said_s = 0.0
 
     def start(self, n_rows: int) -> None:
         """Begin with `n_rows` to capture; what was done before counts for nothing in the rate."""
@@ -43,9 +46,13 @@ class Progress:
             f"{show_bytes(stages.n_bytes / seconds)}/s  slowest: {stages.slowest()}"
         )
         with self._lock:
-            if stages.n_rows > self._shown:
-                self._bar.update(stages.n_rows - self._shown, text)
-                self._shown = stages.n_rows
+            if stages.n_rows <= self._shown:
+                return
+            self._bar.update(stages.n_rows - self._shown, text)
+            self._shown = stages.n_rows
+            if not sys.stderr.isatty() and seconds - self._said_s > _LINE_S:
+                self._said_s = seconds
+                print(f"{stages.n_rows:,} of {self._bar.length:,} rows  {text}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """End the line."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class Run:
 
     def refresh(self) -> None:
         """Look for blocks that were committed since the store was opened."""
+        self._root = self._identity()
         self.manifest = read_manifest(self.path)
         try:
             self._blocks = committed_blocks(self.path)
@@ -95,6 +97,32 @@ class Run:
             raise FormatError(f"{self.path} has no commit records: {error.strerror}") from error
         self.__dict__.pop("stats", None)
         self._records: dict[int, tuple[int, tuple[ShardRecord, ...]]] = {}
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self.path / "zarr.json")
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def check_same(self) -> None:
+        """Refuse to read on in a store that has replaced the one that was opened.
+
+        Raises:
+            StoreError: it has.
+        """
+        if self._identity() == self._root:
+            return
+        before = self.manifest
+        try:
+            self.refresh()  # a loop that ended has written how many rows there are
+        except (FormatError, StoreError):
+            same = False
+        else:
+            same = before.n_rows is None and replace(self.manifest, n_rows=None) == before
+        if not same:
+            self._root = None
+            raise StoreError(f"{self.path} was replaced or removed since it was opened; open it again")
 
     @property
     def n_rows(self) -> int:
@@ -282,6 +310,7 @@ class Array:
         return out
 
     def _shard(self, block: int) -> Shard:
+        self._run.check_same()
         record = self._run.record(block)[1][self._index]
         path = self._run.path / self._spec.path / shard_name(block, len(self._spec.dims))
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .backend import backend_for, backend_named
 from .data import Preprocess
-from .errors import PlanError
+from .errors import DataError, PlanError
 from .parts import Part
 from .plan import DEFAULT_MEMORY, Settings
 from .progress import Progress
@@ -147,6 +147,11 @@ def record_dataset(
     source = chosen.source(data)
     if mean is not None or std is not None:
         source.preprocess = replace(source.preprocess, mean=_floats(mean), std=_floats(std))
+    if (source.preprocess.resize or source.preprocess.crop) and not source.resizes:
+        raise DataError(
+            f"{source.name} gives arrays, and only pictures are resized and cropped; give arrays of the "
+            "right size"
+        )
     recorder = Recorder(
         model,
         path,
@@ -161,7 +166,7 @@ def record_dataset(
         ),
         backend=chosen,
         n_rows=source.n_rows,
-        batch_size=batch_size,
+        batch_size=min(batch_size, source.n_rows),
         part=Part.parse(part) if part is not None else Part.of_environment(),
         overwrite=overwrite,
         progress=Progress() if progress else None,

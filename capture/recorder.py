@@ -9,6 +9,7 @@ like any other, so no forward is spent on looking.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,18 +31,21 @@ from .parts import Part
 from .pipeline import Piece, Pipeline, Stages
 from .plan import Settings, check_space, plan_layout, slots_of, store_bytes, tap_arrays
 from .progress import Progress
+from .reader import Run, open_run
 from .store import (
+    COMMITS,
     Json,
     Manifest,
     StoreWriter,
     check_removable,
     committed_blocks,
+    is_empty_folder,
     plan_differences,
     read_manifest,
     read_record,
     remove_store,
 )
-from .taps import Patterns
+from .taps import Patterns, distinct_folders
 
 PathLike = str | os.PathLike[str]
 
@@ -84,7 +88,7 @@ class Recorder:
         progress: Progress | None = None,
         on_plan: Callable[[Manifest, int], None] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).resolve() if os.path.islink(path) else Path(path)
         #: Rows that have passed so far, those that were committed by an earlier run included.
         self.row = 0
         #: Whether all of this part's blocks were committed before; nothing is captured then.
@@ -106,6 +110,8 @@ class Recorder:
         self._created = False
         self._step: tuple[int, int] | None = None
         self._ended = False
+        self._kept_row_bytes = 0
+        self._committed_run: Run | None = None
         self._pieces: list[Piece] = []
         self._columns: dict[str, Any] = {}
         self._lock: StoreLock | None = None
@@ -113,7 +119,7 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._started = time.time()
-        if self.path.exists() or self.path.is_symlink():
+        if self.path.exists() and not is_empty_folder(self.path):
             self._look_at_existing()
         self._session = self._backend.session(self._model, self._layers)
         self._session.attach(self)
@@ -144,8 +150,7 @@ class Recorder:
         n_blocks = 0
         while n_blocks in self._done:
             n_blocks += 1
-        layout = self._existing.layout if self._existing else None
-        return n_blocks * layout.block_rows if layout else 0
+        return n_blocks * self._block_rows
 
     @property
     def stages(self) -> Stages:
@@ -156,14 +161,15 @@ class Recorder:
         """Say that the next step starts at `row`.
 
         Raises:
-            CaptureError: the rows between are not committed, so the store would have a hole for ever.
+            CaptureError: rows between are not committed, so the store would have a hole for ever; or `row`
+                lies behind.
         """
         self._finish_step()
-        if self._n_rows is None and row > max(self.row, self.committed_rows):
-            raise CaptureError(
-                f"cannot go on at row {row}: rows {max(self.row, self.committed_rows)} to {row - 1} are "
-                "not captured"
-            )
+        last = max(self.row, self.committed_rows)
+        if row > last:
+            raise CaptureError(f"cannot go on at row {row}: rows {last} to {row - 1} are not captured")
+        if row < self.row:
+            raise CaptureError(f"cannot go back to row {row}: the next row is {self.row}")
         self.row = row
 
     def annotate(self, **columns: Any) -> None:
@@ -204,8 +210,9 @@ class Recorder:
         started = time.perf_counter()
         with self._session.inference():
             for batch in batches:
-                self.seek(batch.rows.start)
-                loaded = time.perf_counter()
+                self._finish_step()
+                self.row = batch.rows.start
+                loaded, waited = time.perf_counter(), self.stages.wait_s
                 output = self(*batch.inputs, **batch.kwargs)
                 prediction = self._session.prediction(output, n_classes)
                 if prediction is not None:
@@ -217,7 +224,7 @@ class Recorder:
                 stages = self.stages
                 ended = time.perf_counter()
                 stages.data_s += loaded - started
-                stages.forward_s += ended - loaded
+                stages.forward_s += ended - loaded - (stages.wait_s - waited)
                 started = ended
 
     def _rounds(self, n_rows: int) -> Iterator[list[range]]:
@@ -261,8 +268,22 @@ class Recorder:
         self._ended = True
 
     def _check_end(self) -> None:
-        if self._pipeline is None and not self.finished:
+        """Hold what passed against what should have passed."""
+        if self._n_rows is None and self._done and self.row <= max(self._done) * self._block_rows:
+            raise CaptureError(
+                f"the loop ended after {self.row} rows, and an earlier run committed more; run the same loop "
+                "again, or overwrite=True"
+            )
+        if self._pipeline is None and not self.finished and not self._all_committed_before():
             raise CaptureError("no batch went through the model, so there is nothing to store")
+
+    def _all_committed_before(self) -> bool:
+        """Return whether a loop skipped all of its rows, because an earlier run had committed them."""
+        return self._n_rows is None and 0 < self.row == self.committed_rows
+
+    @property
+    def _block_rows(self) -> int:
+        return self._existing.layout.block_rows if self._existing else 0
 
     def _look_at_existing(self) -> None:
         if self._overwrite:
@@ -296,6 +317,8 @@ class Recorder:
             self._start(row, n_rows)
             if self._pipeline is None:
                 return
+        if not self._pieces and self._n_rows is None:
+            self._compare_columns(row, n_rows)
         if self._pieces:
             self._put_columns(row, n_rows)
             ready = self._session.transfer(self._pieces)
@@ -316,7 +339,7 @@ class Recorder:
         pipeline = Pipeline(
             store,
             self._done | others,
-            n_slots=slots_of(manifest.layout, self._settings),
+            n_slots=slots_of(manifest.layout, self._settings, self._kept_row_bytes),
             n_writers=self._settings.n_writers,
             on_commit=self._progress.show if self._progress else None,
         )
@@ -328,21 +351,17 @@ class Recorder:
     def _open_store(self, planned: Manifest) -> StoreWriter | None:
         """Make the store, or join the one that is there; None where this part of it is complete."""
         if self._existing is None:
-            slots_of(planned.layout, self._settings)
+            slots_of(planned.layout, self._settings, self._kept_row_bytes)
             if self._on_plan is not None:
                 self._on_plan(planned, 0)
             if planned.n_rows is not None:
                 check_space(self.path, self.planned_bytes(planned))
             try:
-                store = StoreWriter.create(self.path, planned, self._overwrite)
+                return self._create_store(planned)
             except StoreExistsError:
                 if self._part.n == 1:
                     raise
                 self._look_at_existing()  # another part was quicker
-            else:
-                self._created = self._part.n == 1
-                self._lock = self._locked(planned)
-                return store
         assert self._existing is not None
         manifest = self._same_plan(self._existing, planned)
         mine = set(self._part.blocks(manifest.n_blocks))
@@ -351,24 +370,41 @@ class Recorder:
             self._on_plan(manifest, sum(map(manifest.rows_of, self._done)))
         if self.finished:
             return None
-        slots_of(manifest.layout, self._settings)
-        self._lock = self._locked(manifest)
+        slots_of(manifest.layout, self._settings, self._kept_row_bytes)
+        self._lock_blocks(self.path, manifest)
         self._look_at_existing()  # what was committed until the lock was ours
         return StoreWriter(self.path, manifest)
 
-    def _locked(self, manifest: Manifest) -> StoreLock:
+    def _create_store(self, planned: Manifest) -> StoreWriter:
+        replaced = None
+        if self._overwrite and (self.path / COMMITS).is_dir():
+            replaced = StoreLock(self.path, None)  # nobody may be writing what is removed
+        try:
+            store = StoreWriter.create(
+                self.path, planned, self._overwrite, lambda folder: self._lock_blocks(folder, planned)
+            )
+        finally:
+            if replaced is not None:
+                replaced.release()
+        self._created = self._part.n == 1
+        return store
+
+    def _lock_blocks(self, folder: Path, manifest: Manifest) -> None:
         blocks = self._part.blocks(manifest.n_blocks) if manifest.n_rows is not None else None
-        return StoreLock(self.path, blocks)
+        self._lock = StoreLock(folder, blocks)
 
     def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
         assert self._session is not None
         taps = tap_arrays(learned, self._settings)
         columns = [
-            column_spec(name, values, self._session.to_numpy, self._facts.text_bytes.get(name))
-            for name, values in self._columns.items()
+            column_spec(name, folder, values, self._session.to_numpy, self._facts.text_bytes.get(name))
+            for (name, values), folder in zip(
+                self._columns.items(), distinct_folders(list(self._columns)), strict=True
+            )
         ]
         step_rows = self._batch_size or n_rows
-        layout = plan_layout(taps, columns, step_rows, self._n_rows, self._settings)
+        self._kept_row_bytes = sum(tap.row_bytes for tap in learned)
+        layout = plan_layout(taps, columns, step_rows, self._n_rows, self._settings, self._kept_row_bytes)
         about = {
             tap.name: {"layer": tap.tap.layer, "type": tap.type, "source_dtype": str(tap.dtype)}
             for tap in learned
@@ -429,13 +465,35 @@ class Recorder:
                 view = array_view(layout, i, piece.slab.memory)
                 self._session.put(view[piece.rows], values[piece.batch])
 
+    def _compare_columns(self, row: int, n_rows: int) -> None:
+        """Hold what an earlier run committed against this one: a shuffled loop brings other rows."""
+        if self._committed_run is None:
+            self._committed_run = open_run(self.path)
+        for name, values in self._columns.items():
+            stored = self._committed_run.rows.get(name)
+            if stored is None or name == "picture":
+                continue
+            known = stored[row : row + n_rows]
+            given = np.asarray(values) if known.dtype.kind == "U" else self._session_numpy(values)
+            if not np.array_equal(known, given):
+                raise CaptureError(
+                    f"rows {row} to {row + n_rows - 1} come with another {name!r} than those that an earlier "
+                    "run committed. A capture goes on with the same rows in the same order: do not shuffle, "
+                    "or overwrite=True"
+                )
+
+    def _session_numpy(self, values: Any) -> NDArray[Any]:
+        assert self._session is not None
+        return self._session.to_numpy(values)
+
     def planned_bytes(self, manifest: Manifest) -> int:
-        """Return the bytes that the finished store will take; with a codec, judged by the first batch."""
+        """Return the bytes that the finished store will take; with a codec, judged by its first chunk."""
         assert self._session is not None
         encoded = raw = 1
         if self._settings.codec != "none":
             for i, tap in enumerate(manifest.layout.taps):
-                sample = np.ascontiguousarray(self._session.sample(i).astype(tap.dtype, copy=False))
+                rows = self._session.sample(i)[: manifest.layout.chunk_rows(tap)]
+                sample = np.ascontiguousarray(rows.astype(tap.dtype, copy=False))
                 raw += sample.nbytes
                 encoded += len(tap.encoding.encode(sample.view(np.uint8).reshape(-1).data))
         return store_bytes(manifest.layout, manifest.n_rows or 0, raw / encoded)
@@ -458,16 +516,21 @@ class Recorder:
         finally:
             if self._progress is not None:
                 self._progress.stop()
+            with contextlib.suppress(OSError):  # the error on its way says more than this one would
+                if failed and self._created and not committed_blocks(self.path):
+                    remove_store(self.path)
             if self._lock is not None:
                 self._lock.release()
-            if failed and self._created and not committed_blocks(self.path):
-                remove_store(self.path)
 
     def _close_pipeline(self, failed: bool) -> None:
         pipeline = self._pipeline
-        if pipeline is None:
+        if pipeline is not None:
+            pipeline.close(failed=failed)
+            write_log(self.path, self._started, pipeline.stages, failed)
+        if failed or self._n_rows is not None:
             return
-        pipeline.close(failed=failed)
-        if not failed and self._n_rows is None:
+        if pipeline is not None:
             pipeline.store.close_rows(self.row)
-        write_log(self.path, self._started, pipeline.stages, failed)
+        elif self._existing is not None and self._all_committed_before():
+            self._lock_blocks(self.path, self._existing)
+            StoreWriter(self.path, self._existing).close_rows(self.row)

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,26 @@ class StoreWriter:
         self.manifest = manifest
 
     @classmethod
-    def create(cls, path: Path, manifest: Manifest, overwrite: bool = False) -> StoreWriter:
+    def create(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        overwrite: bool = False,
+        prepare: Callable[[Path], None] = lambda folder: None,
+    ) -> StoreWriter:
         """Make an empty store at `path`.
+
+        Args:
+            path: where it appears, whole.
+            manifest: what it will hold.
+            overwrite: remove the store that is there first.
+            prepare: called with the folder before it gets its name, to lock it before anybody sees it.
 
         Raises:
             StoreExistsError: something is there already, and `overwrite` is false.
             StoreError: the folder cannot be made.
         """
+        Manifest.from_json(manifest.to_json())  # what could not be read again is not begun
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
@@ -148,6 +161,7 @@ class StoreWriter:
         try:
             made.chmod(0o777 & ~_umask())
             _write_metadata(made, manifest)
+            prepare(made)
             if overwrite and path.exists():
                 remove_store(path)
             try:
@@ -185,14 +199,19 @@ class StoreWriter:
         write_file(self.path / "zarr.json", metadata_files(self.manifest)["zarr.json"])
 
 
+def is_empty_folder(path: Path) -> bool:
+    """Return whether there is a folder at `path` with nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
+
+
 def check_removable(path: Path) -> None:
     """Refuse to overwrite what is not a store, nor an empty folder.
 
     Raises:
         StoreExistsError: with the path; it is left as it is.
     """
-    if path.is_dir() and not path.is_symlink():
-        if not any(path.iterdir()):
+    if path.is_dir():
+        if is_empty_folder(path):
             return
         try:
             has_attribute = _ATTRIBUTE in json.loads((path / "zarr.json").read_bytes())["attributes"]

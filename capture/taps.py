@@ -94,15 +94,22 @@ def select(layers: Sequence[Layer], patterns: Patterns) -> list[Choice]:
         patterns: one, or several of: an exact name; a name of a tap (`lstm[0]`, `conv#2`); a glob, in which
             `*` and `?` stay between dots and `**` crosses them (`layer*.1`, `**.conv2`); a regular
             expression that matches the whole name (`re:layer[12].*`); a type, inherited ones included
-            (`type:Conv2d`); a callable of name and module.
+            (`type:Conv2d`); a callable of name and module. One of these behind `!` takes away what those
+            before it chose (`**`, then `!type:LSTM`).
 
     Raises:
         SelectionError: a pattern matches nothing; the closest names are shown.
     """
     if isinstance(patterns, str) or callable(patterns):
         patterns = [patterns]
+    if not patterns:
+        raise SelectionError("no layers were asked for; name some, or ** for all of them")
     chosen: dict[str, set[TapName] | None] = {}
     for pattern in patterns:
+        if isinstance(pattern, str) and pattern.startswith("!"):
+            for name, _ in _matches(layers, pattern[1:]):
+                chosen.pop(name, None)
+            continue
         matches = _matches(layers, pattern)
         if not matches:
             raise SelectionError(_no_match(layers, pattern))
@@ -111,6 +118,8 @@ def select(layers: Sequence[Layer], patterns: Patterns) -> list[Choice]:
                 chosen[name] = None
             elif (taps := chosen.setdefault(name, set())) is not None:
                 taps.add(tap)
+    if not chosen:
+        raise SelectionError("every layer that was chosen was taken away again by a pattern with !")
     return [Choice(layer, frozenset(chosen[layer.name] or ())) for layer in layers if layer.name in chosen]
 
 
@@ -154,7 +163,8 @@ def _no_match(layers: Sequence[Layer], pattern: Pattern) -> str:
         near = closest(pattern.removeprefix("type:"), types)
         return f"no layer has the type of {pattern!r}. {near}"
     names = [layer.name for layer in layers]
-    return f"no layer matches {pattern!r}. {closest(TapName.parse(pattern).layer, names)}"
+    hint = " Brackets name a part of an output; for a choice of characters, use re:" if "[" in pattern else ""
+    return f"no layer matches {pattern!r}. {closest(TapName.parse(pattern).layer, names)}{hint}"
 
 
 def flatten(value: Any, is_leaf: Callable[[Any], bool], path: Path = ()) -> Iterable[tuple[Path, Any]]:
@@ -226,6 +236,19 @@ def folder_name(name: str, *, marked: bool = False) -> str:
 
         escaped = f"{escaped[:180]}~~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return escaped
+
+
+def distinct_folders(names: Sequence[str]) -> list[str]:
+    """Return a folder name for each name; `Conv` and `conv` differ in more than case, which macOS ignores."""
+    folders: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        folder = folder_name(name)
+        if folder.lower() in taken:
+            folder = folder_name(name, marked=True)
+        taken.add(folder.lower())
+        folders.append(folder)
+    return folders
 
 
 def _escape(character: str) -> str:

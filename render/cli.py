@@ -10,6 +10,8 @@ import click
 
 from ..capture.errors import LayertapError
 
+_FILE_A_ROW, _ONE_FILE = "{row:05d}.png", "grid.png"
+
 
 @click.group()
 def render() -> None:
@@ -19,14 +21,14 @@ def render() -> None:
     """
 
 
-def _options(out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _options(out: str | None, default: bool | str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return what every kind of picture is told on the command line."""
     given = (
         click.argument("store", type=click.Path(path_type=Path)),
         click.option("--rows", metavar="ROWS", help="Rows such as 0,5,10:20; the first if none is named."),
         click.option("--class", "class_name", metavar="NAME", help="Rows of this class only."),
-        click.option("--wrong", "outcome", flag_value="wrong", default=None, help="Wrong predictions only."),
-        click.option("--right", "outcome", flag_value="right", help="Right predictions only."),
+        click.option("--wrong", is_flag=True, help="Wrong predictions only."),
+        click.option("--right", is_flag=True, help="Right predictions only."),
         click.option("--each-class", is_flag=True, help="The first of these rows for each class."),
         click.option("--layers", metavar="NAMES", help="Names or patterns, with commas between them."),
         click.option(
@@ -55,7 +57,7 @@ def _options(out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         click.option(
             "--out",
             default=out,
-            show_default=True,
+            show_default=default,
             metavar="FILE",
             help="A .png, .svg or .pdf; with {row}, {label}, {class}, {predicted} or {id}, a file a row.",
         ),
@@ -71,7 +73,7 @@ def _options(out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 @render.command()
-@_options("{row:05d}.png")
+@_options(None, f"{_FILE_A_ROW}, or {_ONE_FILE} with --one-file")
 @click.option("--one-file", is_flag=True, help="All rows in one figure.")
 @click.option("--picture/--no-picture", default=True, help="Whether the row's picture is at the left.")
 def grid(one_file: bool, **options: Any) -> None:
@@ -79,11 +81,16 @@ def grid(one_file: bool, **options: Any) -> None:
 
     Example: layertap render grid run.zarr --rows 0,5,10:20 --layers conv1,conv2 --channels top:9
     """
+    out = options["out"]
+    if one_file and out is not None and "{" in out:
+        raise click.UsageError(f"--one-file makes one file, but {out} names one a row; give a plain name")
+    if out is None:
+        options["out"] = _ONE_FILE if one_file else _FILE_A_ROW
     _draw("grid", one_file, options)
 
 
 @render.command()
-@_options("montage.png")
+@_options("montage.png", True)
 def montage(**options: Any) -> None:
     """Draw all channels of a layer for a row, or one channel over many rows.
 
@@ -97,7 +104,11 @@ def _draw(kind: str, one_file: bool, options: dict[str, Any]) -> None:
     from .picture import draw, draw_many
     from .selection import select_rows
 
-    filters = {name: options.pop(name) for name in ("class_name", "outcome", "each_class")}
+    wrong, right = options.pop("wrong"), options.pop("right")
+    if wrong and right:
+        raise click.UsageError("--wrong and --right together leave no row; give one of them")
+    filters = {name: options.pop(name) for name in ("class_name", "each_class")}
+    filters["outcome"] = "wrong" if wrong else "right" if right else None
     store, out, overwrite, rows = (options.pop(name) for name in ("store", "out", "overwrite", "rows"))
     try:
         options["scope"] = _scope(options["scope"])

@@ -64,7 +64,6 @@ _MARKS = {
     "RdBu_r": "a89898 804060 8000e0 ff0000 000020 00ff00 c060ff",
 }
 
-SEQUENTIAL = ("viridis", "magma", "gray")
 DIVERGING = ("RdBu_r",)
 
 

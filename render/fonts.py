@@ -27,26 +27,31 @@ _INSTALL = "install a font that has them, for example the package fonts-noto-cjk
 _PREFERRED = ("notosanscjk", "sourcehansans", "pingfang", "msyh", "hiragino", "notosans", "wqy-zenhei")
 _WORSE = ("bold", "italic", "oblique", "mono", "serif", "condensed", "light", "thin", "black", "display")
 
+_JOINERS = "\u200c\u200d"  # zero width: the letters beside it are not joined, or are
+
 _OUTLINES = (b"glyf", b"CFF ", b"CFF2")
 
 _warned: list[str] = []  # what the one warning named
 
 
 @lru_cache(maxsize=1024)
-def runs(text: str) -> tuple[tuple[str | None, str], ...]:
+def runs(text: str, *, joiners: bool = False) -> tuple[tuple[str | None, str], ...]:
     """Return `text` in pieces, each with the path of a font that has all of its characters.
 
     A path of None means Pillow's built-in font, where not even a plain one is installed.
-    Characters that no font has come back as ASCII escapes; a warning says so once.
+    Characters that no font has come back as ASCII escapes; a warning says so once. With `joiners`, those
+    stay, whatever the fonts have; only a painter that shapes text can do something with them.
     """
-    text = _printable(text)
+    text = _printable(text, _JOINERS if joiners else "")
     base = base_font()
-    wanted = {char for char in text if not _has(base, char)}
+    wanted = {char for char in text if char not in _JOINERS and not _has(base, char)}
     others = _fonts_for(frozenset(wanted))
     covered = {char: path for path, chars in reversed(others) for char in chars}
     pieces: list[tuple[str | None, str]] = []
     for char in text:
-        if char not in wanted:
+        if char in _JOINERS and pieces:
+            path, piece = pieces[-1][0], char
+        elif char not in wanted:
             path, piece = base, char
         elif char in covered:
             path, piece = covered[char], char
@@ -61,9 +66,9 @@ def runs(text: str) -> tuple[tuple[str | None, str], ...]:
     return tuple(pieces)
 
 
-def drawable(text: str) -> str:
+def drawable(text: str, *, joiners: bool = False) -> str:
     """Return `text` with what no font has as ASCII escapes."""
-    return "".join(piece for _, piece in runs(text))
+    return "".join(piece for _, piece in runs(text, joiners=joiners))
 
 
 @lru_cache(maxsize=1)
@@ -174,11 +179,13 @@ def _latin(path: str) -> bool:
     return set(range(0x20, 0x7F)) <= coverage(path)
 
 
-def _printable(text: str) -> str:
-    """Return `text` on one line, composed, without characters that only steer how others look."""
+def _printable(text: str, kept: str) -> str:
+    """Return `text` on one line, composed, without characters that only steer how others look but `kept`."""
     seen = (" " if char.isspace() or unicodedata.category(char) == "Cc" else char for char in text)
     composed = unicodedata.normalize("NFC", "".join(seen))
-    return "".join(c for c in composed if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+    return "".join(
+        c for c in composed if c in kept or not (unicodedata.category(c) == "Cf" or "\ufe00" <= c <= "\ufe0f")
+    )
 
 
 def _reading_order(path: str) -> tuple[int, int, str]:

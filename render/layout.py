@@ -262,7 +262,7 @@ def montage(view: View, spec: MontageSpec) -> Sheet:
     """Lay out all channels of a row, one channel of all rows, or channels (across) by rows (down).
 
     Raises:
-        DrawError: the sheet would be too large.
+        DrawError: the sheet would be too large, or `columns` is given for channels by rows.
 
     """
     page, right = _Page(), 0
@@ -277,6 +277,11 @@ def _montage_of_layer(page: _Page, view: View, block: Block, spec: MontageSpec, 
     """Put one layer's tiles at `y`; return its width and where it ends."""
     n_rows, n_channels, height, width = block.tiles.shape
     matrix = n_rows > 1 and n_channels > 1
+    if matrix and spec.columns is not None:
+        raise DrawError(
+            f"a montage of {n_rows} rows by {n_channels} {block.layer.unit}s has a line for each row; "
+            "columns is for one row, or for one channel"
+        )
     n = n_rows * n_channels
     n_columns = n_channels if matrix else tile_columns(n, spec)
     factor = tile_factor((height, width), n, n_columns, spec)

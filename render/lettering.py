@@ -11,6 +11,7 @@ import unicodedata
 _EM = dict.fromkeys("ijl'|", 0.32)
 _EM |= dict.fromkeys('Iftr .,:;!()[]/\\`"-·', 0.42)
 _EM |= dict.fromkeys("mwMWOQ@%#<>=+~—…", 0.99)
+_EM |= dict.fromkeys("سشصض", 1.25) | dict.fromkeys("فبتثپطظ", 1.05)  # as wide as where they are not joined
 _BOLD = 1.12
 
 
@@ -24,7 +25,7 @@ def _advance(char: str) -> float:
         return _EM[char]
     if char.isascii():
         return 0.71 if char.isupper() else 0.64
-    if unicodedata.combining(char):
+    if unicodedata.combining(char) or unicodedata.category(char) == "Cf":
         return 0.0
     return 1.0 if unicodedata.east_asian_width(char) in "WFA" else 0.8
 

@@ -32,6 +32,7 @@ except ImportError as error:
     ) from error
 
 _DPI = 72
+_SHAPES = mpl.__version_info__ >= (3, 11)  # from then on it joins Arabic letters, and so on
 
 
 class MatplotlibPainter:
@@ -93,14 +94,12 @@ def _write(figure: Figure, text: Text, height: int) -> None:
     figure.text(
         text.x,
         height - text.y,
-        fonts.drawable(text.text),
+        fonts.drawable(text.text, joiners=_SHAPES),
         transform=IdentityTransform(),
         fontproperties=_font(text),
         color=tuple(level / 255 for level in text.ink.value),
         horizontalalignment=text.align,
         verticalalignment="baseline",
-        rotation=text.rotation,
-        rotation_mode="anchor",
         parse_math=False,
         usetex=False,
     )
@@ -108,7 +107,7 @@ def _write(figure: Figure, text: Text, height: int) -> None:
 
 def _font(text: Text) -> FontProperties:
     """Return the families that together have all of the text's characters, the plain one first."""
-    paths = dict.fromkeys([fonts.base_font(), *(path for path, _ in fonts.runs(text.text))])
+    paths = dict.fromkeys([fonts.base_font(), *(path for path, _ in fonts.runs(text.text, joiners=_SHAPES))])
     families = [_family(path) for path in paths if path is not None]
     weight = "bold" if text.bold else "normal"
     return FontProperties(family=families or ["DejaVu Sans"], size=text.size, weight=weight)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from ..capture.errors import DrawError
 from . import fonts
@@ -95,16 +95,11 @@ def _placed(text: Text, sheet: Sheet) -> tuple[tuple[slice, slice], NDArray[np.u
     """Return the part of the canvas that a text takes, clipped to the sheet, and its coverage there."""
     drawn = _lettering(text.text, text.size, text.bold)
     start = {"left": 0.0, "center": -drawn.advance / 2, "right": -drawn.advance}[text.align]
-    cover, along, across = drawn.cover, round(start) + drawn.left, drawn.top
-    if text.rotation == 90:
-        left, top = round(text.x) + across, round(text.y) - along - cover.shape[1]
-        cover = np.rot90(cover)
-    else:
-        left, top = round(text.x + start) + drawn.left, round(text.y) + across
-    height, width = cover.shape
+    left, top = round(text.x + start) + drawn.left, round(text.y) + drawn.top
+    height, width = drawn.cover.shape
     y0, y1 = max(top, 0), max(min(top + height, sheet.height), 0)
     x0, x1 = max(left, 0), max(min(left + width, sheet.width), 0)
-    return (slice(y0, y1), slice(x0, x1)), cover[y0 - top : y1 - top, x0 - left : x1 - left]
+    return (slice(y0, y1), slice(x0, x1)), drawn.cover[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 @lru_cache(maxsize=4096)
@@ -112,7 +107,9 @@ def _lettering(text: str, size: float, bold: bool) -> _Lettering:
     if len(text) > 1 and text.isascii() and text.isdigit():
         pieces = [_lettering(digit, size, bold) for digit in text]
     else:
-        pieces = [_raster(piece, _font(path, size, bold)) for path, piece in fonts.runs(text)]
+        pieces = [
+            _raster(piece, _font(path, size, bold)) for path, piece in fonts.runs(text, joiners=_shapes())
+        ]
     return pieces[0] if len(pieces) == 1 else _joined(pieces)
 
 
@@ -150,4 +147,11 @@ def _font(path: str | None, size: float, bold: bool) -> ImageFont.FreeTypeFont:
             raise DrawError("this Pillow was built without FreeType and cannot set text; reinstall pillow")
         return built_in
     bold_path = fonts.bold_font() if bold and path == fonts.base_font() else None
-    return ImageFont.truetype(bold_path or path, size, layout_engine=ImageFont.Layout.BASIC)
+    engine = ImageFont.Layout.RAQM if _shapes() else ImageFont.Layout.BASIC
+    return ImageFont.truetype(bold_path or path, size, layout_engine=engine)
+
+
+@lru_cache(maxsize=1)
+def _shapes() -> bool:
+    """Return whether this Pillow shapes text: joins Arabic letters, and puts Indic ones in their places."""
+    return bool(features.check("raqm"))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..capture.errors import DrawError, closest
 from .layout import grid, montage
 from .painters import Painter, default_painter, painter
-from .selection import Rows, select_layers, select_rows
+from .selection import Rows, class_column, select_layers, select_rows
 from .sheet import Sheet
 from .spec import SPECS, GridSpec, MontageSpec, Spec
 from .view import class_name, take
@@ -191,13 +191,12 @@ def _fields(run: Run, rows: Sequence[int]) -> dict[str, list[Any]]:
     """Return what a template may name, as far as the store has it: a value for each row."""
     indices = np.array(rows)
     fields: dict[str, list[Any]] = {"row": list(rows)}
-    if "label" in run.rows:
-        labels = run.rows["label"][indices].tolist()
-        fields["label"] = labels
-        fields["class"] = [class_name(run.classes, label) or "unknown" for label in labels]
-    if "prediction" in run.rows:
-        predictions = run.rows["prediction"][indices].tolist()
-        fields["predicted"] = [class_name(run.classes, label) or "unknown" for label in predictions]
+    labels, predictions = (class_column(run, name, indices) for name in ("label", "prediction"))
+    if labels is not None:
+        fields["label"] = labels.tolist()
+        fields["class"] = [class_name(run.classes, label) or "unknown" for label in labels.tolist()]
+    if predictions is not None:
+        fields["predicted"] = [class_name(run.classes, label) or "unknown" for label in predictions.tolist()]
     if "id" in run.rows:
         fields["id"] = run.rows["id"][indices].tolist()
     return fields

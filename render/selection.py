@@ -6,7 +6,6 @@ what is closest.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, SelectionError, closest
+from ..capture.taps import Layer, TapName, select
 from .importance import check_measure
 
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ def can_draw(tap: Tap) -> bool:
 def select_layers(run: Run, layers: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of the taps that are meant, in the order given, or every one that can be drawn.
 
-    A name may be a pattern such as `layer*.1`, or several names with commas between them.
+    What is no name of a tap is a pattern as a capture takes them (`layer*.1`, `**.conv2`, `re:layer[12].*`,
+    `type:Conv2d`), of the taps' names, and gives them in the store's order. A text other than `re:...` may
+    hold several, with commas between them.
 
     Raises:
         SelectionError: a name or pattern matches nothing; the closest are named.
@@ -138,16 +140,30 @@ def select_layers(run: Run, layers: str | Sequence[str] | None) -> tuple[str, ..
             raise DrawError(f"{run.path} has no tap that can be drawn")
         return tuple(names)
     if isinstance(layers, str):
-        layers = [layers] if layers in run.taps else [part.strip() for part in layers.split(",")]
-    chosen: list[str] = []
-    for name in layers:
-        matches = [name] if name in run.taps else [t for t in run.taps if fnmatch.fnmatchcase(t, name)]
-        if not matches:
-            raise SelectionError(f"{run.path} holds no tap {name!r}. {closest(name, run.taps)}")
-        chosen += matches
+        one = layers in run.taps or layers.startswith("re:")
+        layers = [layers] if one else [part.strip() for part in layers.split(",")]
+    chosen = [tap for name in layers for tap in ([name] if name in run.taps else _matching(run, name))]
     if not chosen:
         raise DrawError("there is no layer to draw")
     return tuple(dict.fromkeys(chosen))
+
+
+def _matching(run: Run, pattern: str) -> list[str]:
+    """Return the taps that `pattern` means, in the store's order.
+
+    Raises:
+        SelectionError: there is none.
+
+    """
+    try:
+        choices = select([Layer(tap.name, (tap.type,)) for tap in run.taps.values()], pattern)
+    except SelectionError as error:
+        raise SelectionError(f"{run.path}: {error}") from None
+    # `conv1#2` is found as a call of `conv1`, but is not there, or it would have been found by name.
+    names = [choice.layer.name for choice in choices if choice.takes(TapName.parse(choice.layer.name))]
+    if not names:
+        raise SelectionError(f"{run.path} holds no tap {pattern!r}. {closest(pattern, run.taps)}")
+    return names
 
 
 def select_rows(
@@ -186,25 +202,57 @@ def select_rows(
                 "run the same capture again to go on"
             )
     if class_name is not None:
-        chosen = chosen[_column(run, "label", chosen) == _label(run, class_name)]
+        labels = _classes(run, "label", chosen)
+        named: int | str = (_named if labels.dtype.kind == "U" else _label)(run, class_name)
+        chosen = chosen[labels == named]
     if outcome is not None:
         if outcome not in ("right", "wrong"):
             raise DrawError(f"an outcome is right or wrong, not {outcome!r}")
-        right = _column(run, "label", chosen) == _column(run, "prediction", chosen)
+        labels, predictions = (_classes(run, name, chosen) for name in ("label", "prediction"))
+        if labels.dtype.kind != predictions.dtype.kind:
+            raise SelectionError(
+                f"{run.path} has text for one of label and prediction, and numbers for the other"
+            )
+        right = labels == predictions
         chosen = chosen[right if outcome == "right" else ~right]
     if each_class:
-        labels = _column(run, "label", chosen)
-        known, first = np.unique(labels, return_index=True)
-        chosen = chosen[first[known >= 0]]
+        names, first = np.unique(_classes(run, "label", chosen), return_index=True)
+        chosen = chosen[first[names != "" if names.dtype.kind == "U" else names >= 0]]
     if not chosen.size:
         raise DrawError("no captured row is left after what was asked for")
     return tuple(chosen.tolist())
 
 
-def _column(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
-    if name not in run.rows:
+def class_column(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any] | None:
+    """Return column `name`, `label` or `prediction`, of `rows`: int64, or text; None where there is none.
+
+    A capture writes one whole number a row there. Another's store may hold something else under the name,
+    which is no class, and then counts as absent.
+    """
+    column = run.rows.get(name)
+    if column is None or len(column.shape) != 1 or column.dtype.kind not in "biuU":
+        return None
+    if not rows.size:
+        return np.empty(0, np.str_ if column.dtype.kind == "U" else np.int64)
+    values = np.asarray(column[rows])
+    return values if values.dtype.kind == "U" else values.astype(np.int64)
+
+
+def _classes(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+    values = class_column(run, name, rows)
+    if values is None:
+        if name in run.rows:
+            raise SelectionError(f"{run.path} has a column {name!r}, but not of one class a row")
         raise SelectionError(f"{run.path} has no column {name!r}. {closest(name, run.rows)}")
-    return np.asarray(run.rows[name][rows] if rows.size else np.empty(0, np.int64))
+    return values
+
+
+def _named(run: Run, name: str) -> str:
+    """Return `name` where a captured row has this label, of labels that are text."""
+    known = np.unique(_classes(run, "label", np.flatnonzero(run.committed()))).tolist()
+    if name not in known:
+        raise SelectionError(f"{run.path} has no class {name!r}. {closest(name, known)}")
+    return name
 
 
 def _label(run: Run, name: str) -> int:

@@ -50,8 +50,6 @@ class Text:
     align: Literal["left", "center", "right"] = "left"
     ink: Ink = Ink.BLACK
     bold: bool = False
-    rotation: Literal[0, 90] = 0
-    """Degrees, counterclockwise, about (x, y)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ class Spec:
     scope: Scope = "layer"
     """What shares one scale: a layer, the figure, a row of a layer, a channel; or limits (low, high)."""
     columns: int | None = None
-    """Tiles in a line; None is the square root of their number, rounded up."""
+    """Tiles in a line; None is the square root of their number, rounded up. Not for channels by rows."""
     colormap: str | None = None
     """viridis, magma, gray or RdBu_r; None is viridis for values >= 0 and RdBu_r for signed ones."""
     magnification: int | None = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..capture.errors import DrawError
 from .importance import rank
-from .selection import ChannelChoice, can_draw, select_layers
+from .selection import ChannelChoice, can_draw, class_column, select_layers
 from .spec import GridSpec, Spec
 
 if TYPE_CHECKING:
@@ -185,27 +185,34 @@ def _wrap(values: Values, n_axes: int) -> tuple[Values, NDArray[np.bool_] | None
 
 def _rows(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...]:
     indices = np.array(rows)
-    columns = {name: run.rows[name][indices] for name in ("id", "label", "prediction") if name in run.rows}
+    ids = run.rows["id"][indices] if "id" in run.rows else None
+    labels, predictions = (class_column(run, name, indices) for name in ("label", "prediction"))
     shown = run.rows["picture"][indices] if pictures and "picture" in run.rows else None
     views = []
     for i, row in enumerate(rows):
-        label, prediction = (columns[c][i] if c in columns else None for c in ("label", "prediction"))
-        known = label is not None and label >= 0 and prediction is not None and prediction >= 0
+        label, prediction = (None if c is None else c[i].item() for c in (labels, predictions))
+        true, predicted = class_name(run.classes, label), class_name(run.classes, prediction)
+        known = true is not None and predicted is not None and type(label) is type(prediction)
         views.append(
             RowView(
                 row,
-                str(columns["id"][i]) if "id" in columns else None,
-                class_name(run.classes, label),
-                class_name(run.classes, prediction),
-                bool(label == prediction) if known else None,
+                None if ids is None else str(ids[i]),
+                true,
+                predicted,
+                label == prediction if known else None,
                 None if shown is None else _rgb(np.asarray(shown[i])),
             )
         )
     return tuple(views)
 
 
-def class_name(classes: tuple[str, ...] | None, label: Any) -> str | None:
-    """Return the name of class `label`, its number where it has none, or None where it is unknown (< 0)."""
+def class_name(classes: tuple[str, ...] | None, label: int | str | None) -> str | None:
+    """Return the name of class `label`, its number where it has none, or None where it is unknown (< 0).
+
+    A label that is text is the name itself, and unknown where it is empty.
+    """
+    if isinstance(label, str):
+        return label or None
     if label is None or label < 0:
         return None
     return classes[label] if classes and label < len(classes) else f"class {label}"

@@ -185,9 +185,12 @@ def test_any_batch_size_gives_the_same_rows(tmp_path, batch_size):
 def test_no_hook_is_there_where_nothing_is_chosen(tmp_path):
     model = awkward()
     before = hooks_of(model)
-    rec = lt.record(model, tmp_path / "s", [])
-    with pytest.raises(lt.CaptureError, match="no batch"), rec:
-        assert hooks_of(model) == before
+    with (
+        pytest.raises(lt.SelectionError, match="no layers were asked for"),
+        lt.record(model, tmp_path / "s", []),
+    ):
+        pass
+    assert hooks_of(model) == before
 
 
 def test_hooks_go_on_all_or_none(tmp_path, monkeypatch):
@@ -480,3 +483,51 @@ def test_columns_may_be_tensors(tmp_path):
     assert run.rows["score"].shape == (8, 4)
     assert run.rows["score"].dtype == np.float16
     assert (run.rows["picture"][...] == 51).all()
+
+
+def test_a_model_that_keeps_something_from_a_capture_can_be_trained_after_it(tmp_path):
+    class Caches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 4)
+            self.table: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.table is None:
+                self.table = torch.ones(16) * 2
+            return self.layer(x.flatten(1)[:, :16] * self.table)
+
+    model = Caches()
+    lt.record_dataset(model, inputs(4), tmp_path / "s", ["layer"])
+    x = torch.from_numpy(inputs(4)).requires_grad_()
+    model(x).sum().backward()
+    assert model.layer.weight.grad is not None
+
+
+def test_a_model_of_several_inputs_in_a_tuple_counts_the_rows_of_the_first(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add = nn.Identity()
+
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return self.add(pair[0] + pair[1])
+
+    with lt.record(Pair(), tmp_path / "s", "add") as rec:
+        rec((torch.ones(5, 3), torch.ones(5, 3)))
+    assert lt.open(tmp_path / "s")["add"].shape == (5, 3)
+
+
+def test_an_output_whose_rows_do_not_come_first_names_the_way_to_choose(tmp_path):
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]
+
+    data = np.ones((6, 5, 4), np.float32)
+    with pytest.raises(lt.CaptureError, match=r"layers on its first axis.*Choose lstm\[0\]"):
+        lt.record_dataset(Recurrent(), data, tmp_path / "s", ["lstm"])
+    assert lt.record_dataset(Recurrent(), data, tmp_path / "s", ["lstm[0]"])["lstm[0]"].shape == (6, 5, 3)

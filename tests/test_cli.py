@@ -76,6 +76,15 @@ def test_every_command_has_an_example_that_names_it():
         assert f"layertap render {name}" in run("render", name, "--help").output
 
 
+def test_examples_are_shown_line_by_line():
+    for name in ("", *COMMANDS):
+        output = run(*([name] if name else []), "--help").output
+        assert "\\b" not in output
+        assert "\b" not in output
+    lines = [line.strip() for line in run("capture", "--help").output.splitlines()]
+    assert "layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --dtype float16" in lines
+
+
 def test_an_unknown_command_is_refused():
     assert "No such command" in run("paint").output
 

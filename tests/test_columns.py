@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from layertap.capture.columns import TEXT_BYTES, column_spec, column_values
 from layertap.capture.errors import DataError
+from layertap.capture.taps import folder_name
 
 
 def spec(name: str, values: Any, text_bytes: int | None = None) -> Any:
-    return column_spec(name, values, np.asarray, text_bytes)
+    return column_spec(name, folder_name(name), values, np.asarray, text_bytes)
 
 
 TEXTS = ["a", "", "zwölf", "層🐸", " with spaces ", "a\nb", "a\0b"]

@@ -403,8 +403,24 @@ def test_samples_of_different_sizes_are_refused(make: Any) -> None:
         SampleSource(samples).batch(range(2))
 
 
-@pytest.mark.parametrize("labels", [["a", "b"], [None, None], [np.zeros(2), np.zeros(2)], [1, "b"]], ids=str)
-def test_labels_that_are_not_one_number_each_are_left_out(labels: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("labels", "column"),
+    [
+        ([3, 4], "label"),
+        ([0.5, 1], "target"),
+        ([np.zeros(2), np.ones(2)], "target"),
+        ([True, False], "label"),
+    ],
+    ids=str,
+)
+def test_class_numbers_are_labels_and_other_numbers_are_targets(labels: list[Any], column: str) -> None:
+    batch = SampleSource([(np.zeros(2), label) for label in labels]).batch(range(2))
+    assert list(batch.columns) == [column]
+    assert np.array_equal(batch.columns[column], np.stack([np.asarray(label) for label in labels]))
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], [None, None], [np.zeros(2), np.zeros(3)], [1, "b"]], ids=str)
+def test_labels_that_are_no_numbers_of_one_shape_are_left_out(labels: list[Any]) -> None:
     samples = [(np.zeros(2), label) for label in labels]
     assert SampleSource(samples).batch(range(2)).columns == {}
 
@@ -518,3 +534,10 @@ def test_a_reader_that_stops_early_stops_the_threads(workers: int) -> None:
     batches.close()
     assert not loaders()
     assert len(source.loaded) <= 1 + workers
+
+
+def test_sixteen_bit_greys_keep_their_upper_bits(tmp_path: Path) -> None:
+    grey = np.arange(0, 2**16, 2**10, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    picture = PictureFolder(tmp_path).batch(range(1)).columns["picture"][0]
+    assert np.array_equal(picture[..., 0], grey >> 8)

@@ -16,6 +16,7 @@ from layertap.render import draw, fonts, paint_pillow
 from layertap.render.lettering import text_width
 from layertap.render.painters import painter
 from layertap.render.sheet import Sheet, Text
+from PIL import features
 from test_render_run import a_run
 
 CHINESE = "飞机"
@@ -31,6 +32,7 @@ def _look_anew() -> Iterator[None]:
 def _forget() -> None:
     fonts.forget()
     paint_pillow._lettering.cache_clear()
+    paint_pillow._font.cache_clear()
 
 
 @pytest.fixture
@@ -126,6 +128,51 @@ def test_what_only_steers_is_left_out() -> None:
     assert fonts.drawable("a\nb\tc\u200bd\u202ee") == "a b cde"
     assert fonts.drawable("e\u0301") == "\xe9"
     assert fonts.drawable("") == ""
+
+
+def test_joiners_stay_for_a_painter_that_shapes() -> None:
+    assert fonts.drawable("a\u200cb\u200dc\u202e\u200b", joiners=True) == "a\u200cb\u200dc"
+    assert len(fonts.runs("a\u200c飞\u200d", joiners=True)) <= 2
+
+
+@pytest.fixture
+def arabic() -> None:
+    base = fonts.base_font()
+    if base is None or ord("س") not in fonts.coverage(base):
+        pytest.skip("the plain font has no Arabic letters")
+
+
+@pytest.mark.skipif(not features.check("raqm"), reason="this Pillow does not shape text")
+def test_letters_are_joined_where_pillow_can(arabic: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def width(text: str) -> float:
+        return paint_pillow._lettering(text, 20, False).advance
+
+    assert width("سسس") < 3 * width("س") - 5
+    assert width("س\u200cسس") > width("سسس") + 2
+    first = np.nonzero(ink("pillow", "اسس"))[1]  # alef, a line without a joint, is at the right
+    assert ink("pillow", "اسس")[:, first.max() - 3 :].any(axis=1).sum() > 12
+    monkeypatch.setattr(paint_pillow, "_shapes", lambda: False)
+    _forget()
+    assert width("سسس") == width("س\u200cسس") == pytest.approx(3 * width("س"), abs=1)
+
+
+@pytest.mark.parametrize("text", ["شبكة عصبية", "خرائط الميزات", "می\u200cخواهم", "سسسس", "قطة conv1 ب ف"])  # noqa: RUF001
+@pytest.mark.parametrize("shapes", [True, False])
+def test_arabic_is_no_wider_than_was_planned(
+    arabic: None, monkeypatch: pytest.MonkeyPatch, text: str, shapes: bool
+) -> None:
+    if shapes and not features.check("raqm"):
+        pytest.skip("this Pillow does not shape text")
+    monkeypatch.setattr(paint_pillow, "_shapes", lambda: shapes)
+    for bold in (False, True):
+        assert paint_pillow._lettering(text, 20, bold).cover.shape[1] <= text_width(text, 20, bold) + 1
+
+
+def test_a_title_with_joiners_warns_of_nothing(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ink(name, "a\u200cb\u200d").any()
+    assert not [r for r in caplog.records if "font" in r.getMessage().lower()]
 
 
 def test_the_last_resort_font_is_never_chosen() -> None:

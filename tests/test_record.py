@@ -348,3 +348,181 @@ def test_what_a_process_killed_while_making_a_store_left_is_swept_away(tmp_path)
         os.utime(left, (0, 0))
     capture(tmp_path / "s")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".s.bbbb.part", ".t.cccc.part", "s"]
+
+
+def test_a_store_that_is_being_written_is_not_overwritten(tmp_path):
+    with lt.record(model, tmp_path / "s", "a", memory=SMALL_MEMORY, writers=1) as rec:
+        for _ in range(8):
+            rec(values(4))
+        with pytest.raises(lt.StoreError, match="another process is capturing"):
+            capture(tmp_path / "s", overwrite=True)
+    run = lt.open(tmp_path / "s")
+    assert run.n_rows == 32
+    assert list(run.taps) == ["a"]
+
+
+def test_a_run_whose_store_was_replaced_says_so_instead_of_reading_the_other(tmp_path):
+    first = capture(tmp_path / "s")
+    assert np.array_equal(first["a"][0], np.maximum(values()[0], 0))
+    second = capture(tmp_path / "s", -values(), overwrite=True)
+    with pytest.raises(lt.StoreError, match="was replaced or removed since it was opened; open it again"):
+        first["a"][0]
+    assert np.array_equal(second["a"][0], np.maximum(-values()[0], 0))
+
+
+def test_a_run_that_was_opened_before_its_loop_ended_reads_on(tmp_path):
+    with lt.record(model, tmp_path / "s", "a", memory=SMALL_MEMORY, writers=1) as rec:
+        for _ in range(8):
+            rec(values(4))
+        run = lt.open(tmp_path / "s")
+    assert np.array_equal(run["a"][0], model(values(4))["a"][0])
+    assert run.complete
+    assert run.n_rows == 32
+
+
+def test_a_loop_neither_goes_back_nor_leaves_a_hole_nor_a_negative_row(tmp_path):
+    for row in (0, -3, 9):
+        with (
+            pytest.raises(lt.CaptureError, match="cannot go"),
+            lt.record(model, tmp_path / f"s{row}", "a") as rec,
+        ):
+            rec(values(8))
+            rec.seek(row)
+
+
+def test_a_loop_that_is_shorter_than_what_an_earlier_run_committed_is_refused(tmp_path):
+    def loop(n_batches: int, fail: bool) -> None:
+        with lt.record(model, tmp_path / "s", "a", memory=SMALL_MEMORY, writers=1) as rec:
+            for _ in range(n_batches):
+                rec(values(4))
+            if fail:
+                raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        loop(9, True)
+    done = lt.open(tmp_path / "s").committed().sum()
+    with pytest.raises(lt.CaptureError, match="ended after 8 rows, and an earlier run committed more"):
+        loop(2, False)
+    assert lt.open(tmp_path / "s").committed().sum() == done
+    loop(9, False)
+    assert lt.open(tmp_path / "s").complete
+
+
+def test_a_loop_that_died_after_its_last_block_is_ended_by_seeking_to_its_end(tmp_path):
+    with (
+        pytest.raises(RuntimeError),
+        lt.record(model, tmp_path / "s", "a", memory=SMALL_MEMORY, writers=1) as rec,
+    ):
+        for _ in range(8):
+            rec(values(4))
+        raise RuntimeError
+    with lt.record(model, tmp_path / "s", "a", memory=SMALL_MEMORY, writers=1) as rec:
+        rec.seek(rec.committed_rows)
+    run = lt.open(tmp_path / "s")
+    assert run.complete
+    assert run.n_rows > 0
+
+
+def test_columns_that_have_a_meaning_are_held_to_it(tmp_path):
+    for columns, words in (
+        ({"picture": np.zeros((4, 8, 8), np.uint8)}, "'picture' holds uint8 of shape"),
+        ({"picture": np.zeros((4, 3, 8, 8), np.float32)}, "Give what the model got as input="),
+        ({"label": np.eye(4)}, "'label' holds float64 of shape"),
+        ({"label": ["cat"] * 4}, "'label' holds texts"),
+    ):
+        with pytest.raises(lt.DataError, match=words), lt.record(model, tmp_path / "s", "a") as rec:
+            rec(values(4))
+            rec.annotate(**columns)
+        assert not (tmp_path / "s").exists()
+
+
+def test_columns_that_differ_in_case_alone_have_folders_of_their_own(tmp_path):
+    with lt.record(model, tmp_path / "s", "a") as rec:
+        rec(values(4))
+        rec.annotate(Foo=[1, 2, 3, 4], foo=[5, 6, 7, 8])
+    run = lt.open(tmp_path / "s")
+    assert len({column["path"].lower() for column in run.info["columns"]}) == 2
+    assert run.rows["foo"][...].tolist() == [5, 6, 7, 8]
+
+
+def test_two_taps_of_one_name_are_refused(tmp_path):
+    with pytest.raises(lt.CaptureError, match=r"two arrays are called a\[3\]"):
+        lt.record_dataset(lambda b: {"a": {3: b, "3": b}}, values(4), tmp_path / "s", "a")
+
+
+def test_fewer_writers_than_one_are_refused(tmp_path):
+    with pytest.raises(lt.PlanError, match="at least one writer"):
+        capture(tmp_path / "s", writers=-1)
+
+
+def test_normalisation_that_does_not_fit_is_refused(tmp_path):
+    pictures = np.zeros((4, 8, 8, 3), np.uint8)
+    for options, words in (
+        ({"mean": [0.5, 0.5]}, "mean has 2 numbers and the pictures have 3 channels"),
+        ({"std": [0, 1, 1]}, "a standard deviation is above 0"),
+        ({"mean": [float("nan")]}, "finite"),
+    ):
+        with pytest.raises(lt.DataError, match=words):
+            lt.record_dataset(lambda b: {"a": b}, pictures, tmp_path / "s", "a", **options)
+    with pytest.raises(lt.DataError, match="resize is -5"):
+        lt.Preprocess(resize=-5)
+
+
+def test_pictures_in_arrays_are_resized_and_other_arrays_are_refused(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    source = lt.ArraySource(pictures, preprocess=lt.Preprocess(resize=4))
+    run = lt.record_dataset(lambda b: {"a": b}, source, tmp_path / "s", "a")
+    assert run["a"].shape == (4, 3, 4, 4)
+    assert run.rows["picture"].shape == (4, 4, 4, 3)
+    source = lt.ArraySource(values(4), preprocess=lt.Preprocess(resize=4))
+    with pytest.raises(lt.DataError, match="only pictures are resized"):
+        lt.record_dataset(lambda b: {"a": b}, source, tmp_path / "t", "a")
+
+
+def test_an_empty_folder_and_a_link_to_a_store_are_used(tmp_path):
+    (tmp_path / "empty").mkdir()
+    capture(tmp_path / "empty")
+    (tmp_path / "link").symlink_to("empty")
+    capture(tmp_path / "link", dtype="float16", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert lt.open(tmp_path / "empty")["a"].dtype == np.float16
+
+
+def test_big_endian_arrays_are_taken(tmp_path):
+    run = lt.record_dataset(lambda b: {"a": b}, np.arange(8, dtype=">f4").reshape(4, 2), tmp_path / "s", "a")
+    assert run["a"][...].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_a_set_smaller_than_a_batch_needs_the_memory_of_its_rows_alone(tmp_path):
+    run = capture(tmp_path / "s", values(2), batch_size=4096)
+    assert run.manifest.layout.step_rows == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_that_cannot_be_written_to_is_named(tmp_path):
+    capture(tmp_path / "s")
+    (tmp_path / "s" / "commits" / "c.1.0").unlink()
+    (tmp_path / "s" / "commits" / "log").chmod(0o500)
+    with pytest.raises(lt.StoreError, match="cannot write into"):
+        capture(tmp_path / "s")
+
+
+def test_a_loop_that_goes_on_in_another_order_is_refused(tmp_path):
+    def loop(order: Any, fail: bool) -> None:
+        with lt.record(model, tmp_path / "s", "a", memory=SMALL_MEMORY, writers=1) as rec:
+            for i in range(0, 40, 4):
+                rec(values()[order[i : i + 4]])
+                rec.annotate(index=order[i : i + 4], id=[f"row {k}" for k in order[i : i + 4]])
+                if fail and i == 28:
+                    raise RuntimeError
+
+    rng = np.random.default_rng(0)
+    first, second = rng.permutation(40), rng.permutation(40)
+    with pytest.raises(RuntimeError):
+        loop(first, True)
+    with pytest.raises(lt.CaptureError, match=r"rows 0 to 3 come with another 'index'.*do not shuffle"):
+        loop(second, False)
+    loop(first, False)
+    run = lt.open(tmp_path / "s")
+    assert run.rows["index"][...].tolist() == first.tolist()
+    assert np.array_equal(run["a"][...], model(values())["a"][first])

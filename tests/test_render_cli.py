@@ -105,3 +105,21 @@ def test_every_command_has_an_example(call: Any, command: tuple[str, ...]) -> No
     result = call(*command, "--help")
     assert result.exit_code == 0
     assert "Example: layertap render" in result.output
+
+
+def test_one_file_has_a_plain_name(call: Any) -> None:
+    options = ("grid", "run.zarr", "--rows", "0,1", "--layers", "conv1", "--painter", "pillow", "--one-file")
+    assert call(*options).output == "grid.png\n"
+    assert Path("grid.png").read_bytes() == draw(a_run(), rows=[0, 1], layers="conv1", painter="pillow").png()
+    result = call(*options, "--out", "{row}.png")
+    assert result.exit_code == 2
+    assert "--one-file makes one file, but {row}.png names one a row" in result.output
+    assert [path.name for path in Path().iterdir()] == ["grid.png"]
+
+
+def test_options_that_exclude_each_other_are_refused(call: Any) -> None:
+    for kind in ("grid", "montage"):
+        for options in (("--wrong", "--right"), ("--right", "--wrong")):
+            result = call(kind, "run.zarr", *options)
+            assert result.exit_code == 2
+            assert "--wrong and --right" in result.output

@@ -13,7 +13,7 @@ from layertap.render.blocks import number
 from layertap.render.colormaps import N_COLOURS, WHITE, Mark
 from layertap.render.lettering import shorten, text_width, wrap
 from layertap.render.sheet import FRAME, Panel, Text
-from test_render_run import FakeRun, FakeTap, a_run, maps_run
+from test_render_run import FakeArray, FakeRun, FakeTap, a_run, maps_run
 
 
 def panel_of(sheet: Sheet) -> Panel:
@@ -206,6 +206,29 @@ def test_pictures_of_any_size_fit_beside_the_blocks(shape: tuple[int, ...]) -> N
     assert photo.size[0] < panel_of(draw(run, "grid").sheet).x
 
 
+@pytest.mark.parametrize("labels", [np.zeros((6, 2), np.int64), np.zeros(6, np.float32)])
+def test_labels_that_are_no_class_a_row_count_as_absent(labels: Any) -> None:
+    run = a_run()
+    run.rows["label"] = FakeArray("label", ("row", "x")[: labels.ndim], labels)
+    said = words(draw(run, "grid", rows=[0, 2]).sheet)
+    assert {"predicted cat", "predicted dog"} <= set(said)
+    assert not {"cat", "right", "wrong"} & set(said)
+    run.rows["prediction"] = run.rows["label"]
+    assert not any("predicted" in text for text in words(draw(run, "grid", rows=[0, 2]).sheet))
+
+
+def test_labels_that_are_text_are_shown_as_they_are() -> None:
+    run = a_run()
+    run.rows["label"].values = np.array(["frog", "", "frog", "cat", "cat", "cat"])
+    run.rows["label"].dtype = run.rows["label"].values.dtype
+    said = words(draw(run, "grid", rows=[0, 1]).sheet)
+    assert {"frog", "predicted cat", "predicted dog"} <= set(said)
+    assert not {"right", "wrong"} & set(said)  # a name and a number cannot be compared
+    run.rows["prediction"] = FakeArray("prediction", ("row",), np.array(["frog"] * 6))
+    said = words(draw(run, "grid", rows=[0, 1, 3]).sheet)
+    assert (said.count("right"), said.count("wrong")) == (1, 1)
+
+
 def test_a_vector_is_drawn_whole_as_numbered_cells() -> None:
     run = a_run()
     sheet = draw(run, "grid", layers="fc").sheet
@@ -284,6 +307,11 @@ def test_a_montage_of_rows_and_channels_is_a_table() -> None:
     panel = panel_of(sheet)
     assert (panel.columns, panel.n_lines) == (3, 2)
     assert {"0", "1", "2", "4"} <= set(words(sheet))
+
+
+def test_columns_of_a_table_are_refused() -> None:
+    with pytest.raises(DrawError, match="2 rows by 3 channels has a line for each row; columns is for one"):
+        draw(a_run(), "montage", rows=[4, 1], layers="conv1", channels="first:3", columns=2)
 
 
 def test_a_montage_says_what_it_shows() -> None:

@@ -84,14 +84,6 @@ def test_text_is_drawn_where_it_is_aligned(name: str) -> None:
             assert (xs.min() + xs.max()) / 2 == pytest.approx(100, abs=2)
 
 
-def test_text_can_be_turned(name: str) -> None:
-    text = Text(50, 90, "HHHH", 16, rotation=90)
-    ys, xs = np.nonzero((painter(name).array(Sheet(100, 100, texts=(text,))) < 200).any(axis=2))
-    assert ys.max() - ys.min() > 2 * (xs.max() - xs.min())
-    assert xs.max() <= 51
-    assert ys.max() == pytest.approx(89, abs=2)
-
-
 def test_text_beyond_the_edge_is_cut_off(name: str) -> None:
     texts = tuple(Text(x, y, "conv1", 20) for x in (-20, 35, 200) for y in (-30, 3, 45, 90))
     assert painter(name).array(Sheet(40, 40, texts=texts)).shape == (40, 40, 3)

@@ -11,7 +11,7 @@ from layertap.capture.errors import DrawError, SelectionError
 from layertap.render import draw, draw_many
 from layertap.render.picture import file_names
 from PIL import Image
-from test_render_run import a_run
+from test_render_run import FakeArray, a_run
 
 
 def test_a_picture_is_saved_by_its_suffix(tmp_path: Path) -> None:
@@ -103,6 +103,15 @@ def test_an_unknown_label_is_called_so() -> None:
     run = a_run(2)
     run.rows["label"].values = np.array([-1, 1])
     assert file_names(run, [0, 1], "{class}.png") == ["unknown.png", "dog.png"]
+
+
+def test_labels_that_are_text_or_no_class_name_files_as_far_as_they_can() -> None:
+    run = a_run(2)
+    run.rows["label"] = FakeArray("label", ("row",), np.array(["frog", ""]))
+    assert file_names(run, [0, 1], "{row}_{label}_{class}.png") == ["0_frog_frog.png", "1___unknown.png"]
+    run.rows["label"] = FakeArray("label", ("row", "x"), np.zeros((2, 3)))
+    with pytest.raises(DrawError, match=r"no field \{label\}"):
+        file_names(run, [0], "{label}.png")
 
 
 @pytest.mark.parametrize("template", ["{rows}.png", "{}.png", "{0}.png", "{row.real}.png", "{row[0]}.png"])

@@ -9,7 +9,6 @@ from layertap.render.colormaps import (
     BLACK,
     DIVERGING,
     N_COLOURS,
-    SEQUENTIAL,
     WHITE,
     Mark,
     palette,
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from test_render_run import Values
 
 MIDDLE = N_COLOURS // 2
+SEQUENTIAL = ("viridis", "magma", "gray")
 
 
 def drawn(values: Values, limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from layertap.capture.errors import DrawError, SelectionError
 from layertap.render import GridSpec, MontageSpec
 from layertap.render.selection import ChannelChoice, parse_indices, select_layers, select_rows
-from test_render_run import FakeRun, FakeTap, a_run
+from test_render_run import FakeArray, FakeRun, FakeTap, a_run
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,55 @@ def test_layers_are_found_by_name_pattern_and_list() -> None:
     assert select_layers(run, "b.2,b.1") == ("b.2", "b.1")
     with pytest.raises(SelectionError, match=r"b\.1"):
         select_layers(run, ["b.3"])
+
+
+def taps_run(*names: str, type: str = "Conv2d") -> Any:
+    """Return a run of taps with these names."""
+    values = a_run().taps["conv1"].values
+    return FakeRun(*(FakeTap(name, values, type=type) for name in names))
+
+
+def test_patterns_mean_what_they_mean_to_a_capture() -> None:
+    run = taps_run("layer1.1", "layer1.0.1", "layer2.1", "relu", "relu#2", "split[parts][low]", "split[b]")
+    run.taps["relu"].type = "ReLU"
+    assert select_layers(run, "layer*.1") == ("layer1.1", "layer2.1")
+    assert select_layers(run, "layer**.1") == ("layer1.1", "layer1.0.1", "layer2.1")
+    assert select_layers(run, r"re:layer\d{1,2}\.1") == ("layer1.1", "layer2.1")
+    assert select_layers(run, "type:ReLU") == ("relu",)
+    assert select_layers(run, "relu#2,split[parts][low]") == ("relu#2", "split[parts][low]")
+    assert select_layers(run, ["split[b]", "layer?.1", "relu", "layer1.1"]) == (
+        *("split[b]", "layer1.1", "layer2.1", "relu"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [("relu#3", "relu#2"), ("conv1[0]", "conv1"), ("type:Conv", "Conv2d"), ("conv*.1", "conv1")],
+)
+def test_a_pattern_that_matches_nothing_names_the_closest(pattern: str, near: str) -> None:
+    with pytest.raises(SelectionError, match=rf"run\.zarr.*The closest are:.*{near}"):
+        select_layers(taps_run("conv1", "relu", "relu#2"), ["relu", pattern])
+
+
+def test_rows_are_kept_by_labels_that_are_text() -> None:
+    run = a_run(4)
+    run.rows["label"] = FakeArray("label", ("row",), np.array(["frog", "", "cat", "frog"]))
+    assert select_rows(run, class_name="frog") == (0, 3)
+    assert select_rows(run, each_class=True) == (2, 0)
+    with pytest.raises(SelectionError, match=r"no class 'frogs'.*frog"):
+        select_rows(run, class_name="frogs")
+    with pytest.raises(SelectionError, match="text for one"):
+        select_rows(run, outcome="wrong")
+    run.rows["prediction"] = FakeArray("prediction", ("row",), np.array(["frog", "cat", "cat", "cat"]))
+    assert select_rows(run, outcome="right") == (0, 2)
+
+
+def test_a_column_of_no_class_a_row_is_refused() -> None:
+    run = a_run(4)
+    run.rows["label"] = FakeArray("label", ("row", "x"), np.zeros((4, 2), np.int64))
+    for filters in ({"class_name": "cat"}, {"outcome": "right"}, {"each_class": True}):
+        with pytest.raises(SelectionError, match="not of one class a row"):
+            select_rows(run, None, **filters)
 
 
 def test_rows_are_kept_by_class_and_outcome() -> None:

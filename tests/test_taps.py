@@ -138,8 +138,9 @@ def test_a_callable_sees_name_and_module() -> None:
     assert names(select(LAYERS, ["lstm", lambda name, module: name == "fc"])) == ["lstm", "fc"]
 
 
-def test_no_pattern_chooses_nothing() -> None:
-    assert select(LAYERS, []) == []
+def test_no_pattern_is_an_error_that_says_so() -> None:
+    with pytest.raises(SelectionError, match="no layers were asked for"):
+        select(LAYERS, [])
 
 
 @pytest.mark.parametrize("pattern", ["lstm", "l*m", "type:LSTM"])
@@ -375,3 +376,11 @@ def test_a_store_holds_taps_of_nasty_names(tmp_path) -> None:
     assert list(run) == nasty
     for i, name in enumerate(nasty):
         assert np.array_equal(run[name][...], rows + i), name
+
+
+def test_a_pattern_behind_an_exclamation_mark_takes_away() -> None:
+    everything = [choice.layer.name for choice in select(LAYERS, "**")]
+    left = [choice.layer.name for choice in select(LAYERS, ["**", "!type:Conv2d"])]
+    assert set(everything) - set(left) == {layer.name for layer in LAYERS if "Conv2d" in layer.types} != set()
+    with pytest.raises(SelectionError, match="taken away again"):
+        select(LAYERS, ["conv1", "!conv1"])

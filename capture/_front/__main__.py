@@ -40,7 +40,7 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="layertap")
 def main() -> None:
-    r"""Capture the activations of neural networks, and draw them again without the model.
+    """Capture the activations of neural networks, and draw them again without the model.
 
     \b
     layertap demo
