@@ -8,7 +8,8 @@ from typing import Any
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    machine_info.pop("node", None)  # a host's name says nothing of its speed
+    for key in ("node", "release"):  # a host's name and its kernel's build say nothing of its speed
+        machine_info.pop(key, None)
     machine_info["cpu"] = {"model": machine_info.get("cpu", {}).get("brand_raw"), "cores": os.cpu_count()}
     packages = {}
     for name in ("torch", "numpy", "zarr", "matplotlib", "pillow"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -10,19 +11,21 @@ from typing import Any, TypeVar
 
 import click
 
-from .errors import LayertapError, PlanError
+from .errors import CaptureError, LayertapError, PlanError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def reports_errors(command: Command) -> Command:
-    """Turn layertap's errors into a message and exit code 1, without a traceback."""
+    """Turn errors into a message and exit code 1; with LAYERTAP_TRACEBACK=1, into a traceback."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
         except LayertapError as error:
+            if os.environ.get("LAYERTAP_TRACEBACK"):
+                raise
             raise click.ClickException(str(error)) from error
 
     return run  # type: ignore[return-value]
@@ -193,6 +196,13 @@ def capture(
             progress=True,
             on_plan=lambda manifest, n_done: _announce(store, manifest, n_done, memory),
         )
+    except LayertapError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the model or its data failed: {type(error).__name__}: {error}. What is committed is kept; "
+            "LAYERTAP_TRACEBACK=1 shows where"
+        ) from error
     except KeyboardInterrupt:
         click.echo(
             f"\nstopped; what is committed is in {store}: the same command goes on from there", err=True

@@ -95,7 +95,7 @@ def run_demo(folder: Path, backend: str, say: Callable[[str], None]) -> Run:
     for path in _draw(run, folder):
         say(f"drew {path}")
     say("")
-    say("go on with:")
+    say("go on with (the command is in this environment's bin folder):")
     say(f"  layertap info {store}")
     say(f"  layertap render grid {store} --wrong --one-file --channels top:9 --out {folder}/wrong.png")
     say(f"  layertap render montage {store} --layers conv3 --rows 7 --out {folder}/conv3.png")

@@ -23,7 +23,14 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from .data import ArraySource, PictureFolder, Preprocess, Source
-from .errors import DataError, FormatError, MissingPackageError, SelectionError, StoreNotFoundError
+from .errors import (
+    DataError,
+    FormatError,
+    LayertapError,
+    MissingPackageError,
+    SelectionError,
+    StoreNotFoundError,
+)
 
 #: Prefix -> module with `load_model(name, options)` and `load_data(name, options)`, and its extra.
 COLLECTIONS = {"torchvision": ("layertap.backends.torchvision", "torch")}
@@ -51,7 +58,7 @@ def load_model(spec: str) -> LoadedModel:
         StoreNotFoundError: there is no such file.
     """
     if (file := _factory_file(spec)) is not None:
-        return LoadedModel(_factory(*file)(), spec)
+        return LoadedModel(_made(*file), spec)
     prefix, _, rest = spec.partition(":")
     if prefix not in COLLECTIONS:
         raise SelectionError(
@@ -75,7 +82,7 @@ def load_data(spec: str, preprocess: Preprocess | None, *, skip_bad: bool = Fals
         DataError: it cannot be used.
     """
     if (file := _factory_file(spec)) is not None:
-        return _factory(*file)()
+        return _made(*file)
     if spec.startswith("folder:") or Path(spec).is_dir():
         return PictureFolder(spec.removeprefix("folder:"), preprocess, skip_bad)
     if spec.endswith((".npy", ".npz")):
@@ -119,6 +126,19 @@ def _inputs_and_labels(path: Path, file: Any) -> tuple[Any, Any]:
 def _factory_file(spec: str) -> tuple[Path, str] | None:
     path, colon, name = spec.rpartition(":")
     return (Path(path), name) if colon and path.endswith(".py") else None
+
+
+def _made(path: Path, name: str) -> Any:
+    factory = _factory(path, name)
+    try:
+        return factory()
+    except LayertapError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path}:{name}() failed: {type(error).__name__}: {error}. A factory is called without "
+            "arguments and returns the model, or the data"
+        ) from error
 
 
 def _factory(path: Path, name: str) -> Callable[[], Any]:

@@ -208,6 +208,26 @@ def test_not_finite_values_are_reported(tmp_path):
     assert "a: 1 NaN and 1 infinite" in run("info", tmp_path / "s").output
 
 
+def test_what_a_users_own_code_raises_is_one_message_and_a_traceback_on_request(
+    tmp_path, pictures, monkeypatch
+):
+    (tmp_path / "model.py").write_text(
+        "def fails():\n    raise RuntimeError('no weights')\n"
+        "def needs(x):\n    pass\n"
+        "def build():\n    def model(batch):\n        raise ValueError('wrong height')\n    return model\n"
+    )
+    for factory, words in (
+        ("fails", "model.py:fails() failed: RuntimeError: no weights"),
+        ("needs", "A factory is called without arguments"),
+        ("build", "failed: ValueError: wrong height"),
+    ):
+        arguments = ("capture", f"{tmp_path}/model.py:{factory}", pictures, tmp_path / "s", "--layers", "a")
+        assert words in fails(*arguments)
+    monkeypatch.setenv("LAYERTAP_TRACEBACK", "1")
+    assert isinstance(run(*arguments).exception.__cause__, ValueError)
+    assert not (tmp_path / "s").exists()
+
+
 def test_layers_of_a_function_are_listed_with_its_data(model, pictures):
     output = run("layers", model, pictures).output
     assert "maps" in output
