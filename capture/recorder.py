@@ -269,7 +269,7 @@ class Recorder:
 
     def _check_end(self) -> None:
         """Hold what passed against what should have passed."""
-        if self._n_rows is None and self._done and self.row <= max(self._done) * self._block_rows:
+        if self._n_rows is None and self._done and self.row < (max(self._done) + 1) * self._block_rows:
             raise CaptureError(
                 f"the loop ended after {self.row} rows, and an earlier run committed more; run the same loop "
                 "again, or overwrite=True"
@@ -522,14 +522,28 @@ class Recorder:
             if self._lock is not None:
                 self._lock.release()
 
+    def _check_committed(self) -> None:
+        """Hold what is committed against what this part of the data set should have come to."""
+        if self._pipeline is None:
+            return
+        n_blocks = self._pipeline.store.manifest.n_blocks
+        missing = set(self._part.blocks(n_blocks)) - committed_blocks(self.path)
+        if missing:
+            raise CaptureError(
+                f"{len(missing)} of {n_blocks} blocks were not captured, block {min(missing)} first: fewer "
+                f"rows went through the model than the {self._n_rows} of the data set"
+            )
+
     def _close_pipeline(self, failed: bool) -> None:
         pipeline = self._pipeline
         if pipeline is not None:
             pipeline.close(failed=failed)
             write_log(self.path, self._started, pipeline.stages, failed)
-        if failed or self._n_rows is not None:
+        if failed:
             return
-        if pipeline is not None:
+        if self._n_rows is not None:
+            self._check_committed()
+        elif pipeline is not None:
             pipeline.store.close_rows(self.row)
         elif self._existing is not None and self._all_committed_before():
             self._lock_blocks(self.path, self._existing)

@@ -100,6 +100,12 @@ class BackendContract(ABC):
                 rec(subject.batch(batch))
         return open_run(path)
 
+    def capture_set(self, subject: Subject, path: Path, values: Values) -> Run:
+        """Capture `values` as a data set, in blocks of a step or two."""
+        return record_dataset(
+            subject.model, values, path, subject.layers, batch_size=4, memory=SMALL_MEMORY, writers=1
+        )
+
     def check_values(self, subject: Subject, run: Run, values: Values) -> None:
         """Require that `run` holds what the framework itself gives for `values`, bit for bit."""
         expected = subject.reference(values)
@@ -211,33 +217,14 @@ class BackendContract(ABC):
         """Every file but the log."""
         subject, values = self.subject(), inputs(24)
         for name in ("a", "b"):
-            record_dataset(
-                subject.model,
-                values,
-                tmp_path / name,
-                subject.layers,
-                batch_size=4,
-                memory=SMALL_MEMORY,
-                writers=1,
-            )
+            self.capture_set(subject, tmp_path / name, values)
         require(contents(tmp_path / "a") == contents(tmp_path / "b"), "the stores differ")
 
     def test_a_run_that_died_goes_on_and_ends_byte_identical(self, tmp_path: Path) -> None:
         """The same call again captures what is missing, and a third changes nothing."""
         subject, values = self.subject(), inputs(40)
 
-        def capture(name: str) -> None:
-            record_dataset(
-                subject.model,
-                values,
-                tmp_path / name,
-                subject.layers,
-                batch_size=4,
-                memory=SMALL_MEMORY,
-                writers=1,
-            )
-
-        capture("whole")
+        self.capture_set(subject, tmp_path / "whole", values)
         begin, seen = Recorder.begin, []
 
         def dies(self: Recorder, n_rows: int) -> Any:
@@ -249,16 +236,16 @@ class BackendContract(ABC):
         Recorder.begin = dies  # type: ignore[method-assign]
         try:
             with raises(StopError, ""):
-                capture("killed")
+                self.capture_set(subject, tmp_path / "killed", values)
         finally:
             Recorder.begin = begin  # type: ignore[method-assign]
         run = open_run(tmp_path / "killed")
         done = int(run.committed().sum())
         require(0 < done < 40, f"{done} rows are committed; the test needs some and not all")
-        capture("killed")
+        self.capture_set(subject, tmp_path / "killed", values)
         require(contents(tmp_path / "killed") == contents(tmp_path / "whole"), "the resumed store differs")
         times = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").rglob("c.*")}
-        capture("killed")
+        self.capture_set(subject, tmp_path / "killed", values)
         require(times == {file: file.stat().st_mtime_ns for file in times}, "a finished store was changed")
 
     def test_a_loop_that_died_goes_on(self, tmp_path: Path) -> None:
