@@ -22,6 +22,7 @@ from .codecs import check_codec
 from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
+from .machine import available_bytes
 from .shard import FLUSH_BYTES
 from .taps import distinct_folders
 
@@ -171,6 +172,21 @@ def slots_of(layout: Layout, settings: Settings, kept_row_bytes: int | None = No
             f"{show_bytes(settings.memory_bytes)} are given"
         )
     return n_slots
+
+
+def check_memory(layout: Layout, n_slots: int, settings: Settings) -> None:
+    """Refuse to allocate more than the container, or the machine, has left.
+
+    Raises:
+        PlanError: with what is needed and what is left.
+    """
+    needed, left = n_slots * layout.block_bytes, available_bytes()
+    if left is not None and needed > left:
+        raise PlanError(
+            f"{n_slots} blocks of {layout.block_rows} rows take {show_bytes(needed)}, and {show_bytes(left)} "
+            f"of memory are left here; give memory={_enough(left // 2)} or less in place of {settings.memory}, "
+            "smaller batches or fewer layers"
+        )
 
 
 def store_bytes(layout: Layout, n_rows: int, ratio: float = 1.0) -> int:

@@ -29,7 +29,7 @@ from .journal import StoreLock, versions, write_log
 from .layout import array_view
 from .parts import Part
 from .pipeline import Piece, Pipeline, Stages
-from .plan import Settings, check_space, plan_layout, slots_of, store_bytes, tap_arrays
+from .plan import Settings, check_memory, check_space, plan_layout, slots_of, store_bytes, tap_arrays
 from .progress import Progress
 from .reader import Run, open_run
 from .store import (
@@ -351,7 +351,8 @@ class Recorder:
     def _open_store(self, planned: Manifest) -> StoreWriter | None:
         """Make the store, or join the one that is there; None where this part of it is complete."""
         if self._existing is None:
-            slots_of(planned.layout, self._settings, self._kept_row_bytes)
+            n_slots = slots_of(planned.layout, self._settings, self._kept_row_bytes)
+            check_memory(planned.layout, n_slots, self._settings)
             if self._on_plan is not None:
                 self._on_plan(planned, 0)
             if planned.n_rows is not None:
@@ -370,7 +371,8 @@ class Recorder:
             self._on_plan(manifest, sum(map(manifest.rows_of, self._done)))
         if self.finished:
             return None
-        slots_of(manifest.layout, self._settings, self._kept_row_bytes)
+        n_slots = slots_of(manifest.layout, self._settings, self._kept_row_bytes)
+        check_memory(manifest.layout, n_slots, self._settings)
         self._lock_blocks(self.path, manifest)
         self._look_at_existing()  # what was committed until the lock was ours
         return StoreWriter(self.path, manifest)
