@@ -184,8 +184,8 @@ def check_memory(layout: Layout, n_slots: int, settings: Settings) -> None:
     if left is not None and needed > left:
         raise PlanError(
             f"{n_slots} blocks of {layout.block_rows} rows take {show_bytes(needed)}, and {show_bytes(left)} "
-            f"of memory are left here; give memory={_enough(left // 2)} or less in place of {settings.memory}, "
-            "smaller batches or fewer layers"
+            f"of memory are left here; give memory={_enough(left // 2)} or less in place of "
+            f"{settings.memory}, smaller batches or fewer layers"
         )
 
 

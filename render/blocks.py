@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from .view import LayerView, RowView, View
 _TILE = 64  # pixels across that a tile should have
 _CELL = 28  # the same where it is a single value
 _SMALL_CELL = 10  # the same where there are many of these
+_LISTED = 12  # numbers of tiles that a caption names at most
 _WIDEST = 1500  # pixels across that many tiles side by side should not exceed
 
 
@@ -30,6 +31,8 @@ class Remark:
     """`NaN in`, `all zero:` and so on."""
     tiles: tuple[int, ...]
     """Channels with the mark; rows, where many rows of one channel are drawn."""
+    unit: str
+    """What a tile is: channel, feature, row and so on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +114,24 @@ def _block(layer: LayerView, facts: TileFacts, scale: Scale, rows: Sequence[RowV
     for mark, words, where in found:
         names = [view.row for view in rows] if by_row else list(layer.channels)
         hit = np.flatnonzero(where.any(axis=1 if by_row else 0))
-        remarks.append(Remark(mark, words, tuple(names[i] for i in hit)))
+        unit = "row" if by_row else layer.unit
+        remarks.append(Remark(mark, words, tuple(names[i] for i in hit), unit))
         for view, line in zip(rows, where, strict=True):
             channels = [str(c) for c, is_hit in zip(layer.channels, line, strict=True) if is_hit]
             if channels:
                 notes.append(f"{layer.name}, row {view.row}: {words} {', '.join(channels)}")
-    return Block(layer, tiles, scale, tuple(remarks), tuple(notes))
+    return Block(layer, tiles, scale, tuple(remarks), (*notes, *_limits(layer, scale, rows)))
+
+
+def _limits(layer: LayerView, scale: Scale, rows: Sequence[RowView]) -> Iterator[str]:
+    """Yield the limits of each row or channel that has its own."""
+    if scale.low.ndim != 2:
+        return
+    by_row = scale.low.shape[1] == 1
+    names = [f"row {view.row}" for view in rows] if by_row else [f"{layer.unit} {c}" for c in layer.channels]
+    for name, low, high in zip(names, scale.low.flat, scale.high.flat, strict=True):
+        said = f"from {number(low)} to {number(high)}" if np.isfinite(high) else "no finite value"
+        yield f"{layer.name}, {name}: {said}"
 
 
 def _found(facts: TileFacts, scale: Scale) -> list[tuple[Mark, str, NDArray[np.bool_]]]:
@@ -144,16 +159,22 @@ def number(value: float) -> str:
     return "0" if mantissa == "-0" else mantissa
 
 
-def listing(tiles: Sequence[int], fits: Callable[[str], bool]) -> str:
-    """Return the numbers of `tiles`, as many as `fits` allows: `3, 7`, `3, 7, … (12)`, or `12 tiles`."""
+def listing(tiles: Sequence[int], unit: str, fits: Callable[[str], bool]) -> str:
+    """Return the numbers of `tiles`: `3, 7` or `rows 3, 7`; where these do not fit, how many there are.
+
+    That is `40 channels (3, 7, …)`, with as many numbers as fit, or `40 channels`.
+    """
     text = ", ".join(map(str, tiles))
-    if fits(text):
+    if unit == "row":
+        text = f"row{'s' if len(tiles) > 1 else ''} {text}"
+    if len(tiles) <= _LISTED and fits(text):
         return text
-    for kept in range(len(tiles) - 1, 0, -1):
-        text = ", ".join(map(str, tiles[:kept])) + f", … ({len(tiles)})"
+    amount = f"{len(tiles)} {unit if len(tiles) == 1 else unit + 's'}"
+    for kept in range(min(len(tiles) - 1, _LISTED), 0, -1):
+        text = f"{amount} ({', '.join(map(str, tiles[:kept]))}, …)"
         if fits(text):
             return text
-    return f"{len(tiles)} tiles"
+    return amount
 
 
 def tile_columns(n: int, spec: Spec) -> int:

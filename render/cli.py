@@ -37,9 +37,7 @@ def _options(out: str | None, default: bool | str) -> Callable[[Callable[..., No
         click.option(
             "--by",
             type=click.Choice(["index", "mean", "maximum", "variance", "l1", "l2", "sparsity"]),
-            default="mean",
-            show_default=True,
-            help="What top ranks by.",
+            help="What top ranks by; mean if nothing says.",
         ),
         click.option(
             "--scope",
@@ -51,7 +49,11 @@ def _options(out: str | None, default: bool | str) -> Callable[[Callable[..., No
         click.option("--columns", type=click.IntRange(1), help="Tiles in a line."),
         click.option("--colormap", metavar="NAME", help="viridis, magma, gray or RdBu_r; by sign if none."),
         click.option("--magnification", type=click.IntRange(1), help="Pixels a value; by size if none."),
-        click.option("--numbers/--no-numbers", default=True, help="Whether tiles are numbered."),
+        click.option(
+            "--numbers/--no-numbers",
+            default=None,
+            help="Whether tiles are numbered, further apart if need be; where there is room if not given.",
+        ),
         click.option("--title", help="Title of the figure."),
         click.option("--painter", metavar="NAME", help="matplotlib or pillow; by kind and file if none."),
         click.option(
@@ -101,7 +103,7 @@ def montage(**options: Any) -> None:
 
 def _draw(kind: str, one_file: bool, options: dict[str, Any]) -> None:
     from ..capture.reader import open_run
-    from .picture import draw, draw_many
+    from .picture import check_options, draw, draw_many
     from .selection import select_rows
 
     wrong, right = options.pop("wrong"), options.pop("right")
@@ -113,6 +115,7 @@ def _draw(kind: str, one_file: bool, options: dict[str, Any]) -> None:
     try:
         options["scope"] = _scope(options["scope"])
         run = open_run(store)
+        check_options(run, kind, **options)
         chosen = select_rows(run, rows, **filters)
         if rows is None and not any(filters.values()):
             chosen = chosen[:1]
@@ -121,13 +124,15 @@ def _draw(kind: str, one_file: bool, options: dict[str, Any]) -> None:
                 raise click.ClickException(
                     f"{len(chosen)} rows do not go into one {out}: name it with {{row}}, or add --one-file"
                 )
-            paths = [draw(run, kind, rows=chosen, **options).save(out)]
+            _report(draw(run, kind, rows=chosen, **options).save(out), True)
         else:
-            paths = draw_many(run, kind, chosen, out, overwrite=overwrite, **options)
+            draw_many(run, kind, chosen, out, overwrite=overwrite, report=_report, **options)
     except LayertapError as error:
         raise click.ClickException(str(error)) from error
-    for path in paths:
-        click.echo(path)
+
+
+def _report(path: Path, drawn: bool) -> None:
+    click.echo(path if drawn else f"kept {path} (there already; --overwrite draws it anew)")
 
 
 def _scope(text: str) -> str | tuple[str, ...]:

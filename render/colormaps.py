@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ..capture.errors import DrawError, closest
+from ..capture.errors import DrawError
 
 N_COLOURS = 231
 BLACK = 231
@@ -56,12 +56,13 @@ _POINTS = {
 }
 
 # In the order of Mark. Each is at least 15 away (CIE 1976) from every colour of its map and from every other
-# mark, for normal sight and for the three kinds of colour blindness; found by search.
+# mark, for normal sight and for the three kinds of colour blindness; found by search. The one of a zero map
+# is the quietest of these: near the lightness of the colour of zero, and as grey as can be.
 _MARKS = {
-    "viridis": "d0b8d0 804000 c000ff a00040 002000 ff80ff 60ffc0",
-    "magma": "b0b0b0 60a0e0 40ff00 4020ff 800000 c0ffff a060ff",
-    "gray": "80c0ff 6060e0 ff8000 804000 600080 ffc080 8000ff",
-    "RdBu_r": "a89898 804060 8000e0 ff0000 000020 00ff00 c060ff",
+    "viridis": "201820 804000 c000ff a00040 002000 ff80ff 60ffc0",
+    "magma": "302018 60a0e0 40ff00 4020ff 800000 c0ffff a060ff",
+    "gray": "382008 6060e0 ff8000 804000 600080 ffc080 8000ff",
+    "RdBu_r": "b0b0b0 804060 8000e0 ff0000 000020 00ff00 c060ff",
 }
 
 DIVERGING = ("RdBu_r",)
@@ -70,7 +71,8 @@ DIVERGING = ("RdBu_r",)
 def check_colormap(name: str) -> None:
     """Raise DrawError where there is no colour map `name`."""
     if name not in _POINTS:
-        raise DrawError(f"there is no colour map {name!r}. {closest(name, _POINTS)}")
+        *names, last = _POINTS
+        raise DrawError(f"there is no colour map {name!r}; there are {', '.join(names)} and {last}")
 
 
 @lru_cache(maxsize=16)

@@ -24,6 +24,25 @@ def check_measure(by: str) -> None:
         raise DrawError(f"channels cannot be ranked by {by!r}. {closest(by, ['index', *MEASURES])}")
 
 
+def check_ranks(values: Values, by: str, what: str) -> None:
+    """Raise DrawError where `by` is the same for every channel because each is a single value.
+
+    Args:
+        values: as for `rank`.
+        by: likewise.
+        what: the layer's name, for the error.
+
+    """
+    if by not in ("variance", "sparsity") or values.shape[1] < 2 or values[:, 0].size != 1:
+        return
+    measures = importance(values, by)
+    if (measures == measures[0]).all():
+        raise DrawError(
+            f"{by} does not rank {what}, a vector: of one value in one row it is the same for all "
+            f"{values.shape[1]}; mean, maximum, l1 and l2 rank vectors"
+        )
+
+
 def rank(values: Values, by: str) -> NDArray[np.intp]:
     """Return the channels from the most important to the least; equals stay in their order.
 

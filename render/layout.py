@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..capture.errors import DrawError
 from .blocks import Block, Remark, listing, number, scaled, tile_columns, tile_factor
-from .lettering import shorten, text_width, wrap
+from .lettering import shorten, text_width, wrap, wrap_name
 from .sheet import Bar, Ink, Panel, Photo, Sheet, Text
 from .spec import GridSpec, MontageSpec, Spec
 from .view import RowView, View
@@ -21,7 +22,9 @@ LINE_GAP = 26  # between the lines of two rows
 TILE_GAP = 5
 CELL_GAP = 3  # the same for tiles of few pixels
 NUMBER_ROOM = 12  # above each tile, where it is numbered
-HEAD_ROOM = 38  # a layer's name, type and shape
+NAME_LINE = 16  # pixels from one line of a layer's name to the next
+HEAD_GAP = 8  # below a layer's name, type and shape
+WIDEST_MONTAGE = 1960  # pixels across the tiles of a montage, unless columns are given
 BAR_HEIGHT = 9
 NARROWEST = 148  # a block's width, so that its name can be read
 
@@ -30,6 +33,7 @@ NOTE_LINE = 14  # pixels from one line of notes to the next
 PHOTO_SIDE = 160
 ALIGNED = 48  # blocks whose heights differ by no more have their bars in one line
 SHORTEST_BAR, LONGEST_BAR = 100, 320
+ROW_GAP = 14  # between the rows of a table, each of several lines
 WIDTH_OF_WORDS = 300  # the least that a montage leaves for its words
 LARGEST = 200_000_000  # pixels of a sheet
 
@@ -38,7 +42,7 @@ _SCOPES = {
     "layer": "one scale for the layer",
     "figure": "one scale for the figure",
     "row": "a scale for each row",
-    "channel": "a scale for each channel",
+    "channel": "each channel by itself",
 }
 
 
@@ -72,9 +76,12 @@ class _Page:
             self.texts.append(Text(x, y - 3, line, NOTE, ink=ink))
         return y
 
-    def head(self, x: int, y: int, width: int, name: str, about: str) -> None:
-        self.texts.append(Text(x, y + 12, shorten(name, width, NAME, bold=True), NAME, bold=True))
-        self.texts.append(Text(x, y + 27, shorten(about, width, NOTE), NOTE, ink=Ink.GREY))
+    def head(self, x: int, y: int, width: int, block: Block) -> int:
+        """Write a layer's name, type and shape; return where they end."""
+        for line in wrap_name(block.layer.name, width, NAME):
+            self.texts.append(Text(x, y + 12, line, NAME, bold=True))
+            y += NAME_LINE
+        return self.lines(x, y, _about(block, width))
 
     def bar(self, x: int, y: int, width: int, block: Block, row: int) -> int:
         """Draw the bar of a row of `block`, or say why there is none; return where it ends."""
@@ -140,19 +147,22 @@ def grid(view: View, spec: GridSpec) -> Sheet:
     """
     page, y = _Page(), MARGIN
     y = _title(page, spec, y)
-    photo_width = _photo_width(view)
+    photo_width = _photo_width(view) if spec.picture else 0
     columns: list[_Column] = []
     x = MARGIN + (photo_width + COLUMN_GAP if photo_width else 0)
     for block in scaled(view, spec):
         columns.append(_column(block, spec, x))
         x += columns[-1].width + COLUMN_GAP
     _check_size(x, max(c.height for c in columns) * len(view.rows))
-    for c in columns:
-        page.head(c.x, y, c.width, c.block.layer.name, _about(c.block))
-    y += HEAD_ROOM
-    bottom = y
+    bottom = max(page.head(c.x, y, c.width, c.block) for c in columns) + HEAD_GAP
+    words_width = max(x - COLUMN_GAP - MARGIN, NARROWEST)
     for i, row in enumerate(view.rows):
         y = bottom + (LINE_GAP if i else 0)
+        if not spec.picture:
+            y = (
+                page.lines(MARGIN, y - (NOTE_LINE // 2 if i else 2), wrap(_row_about(row), words_width, NOTE))
+                + 2
+            )
         ends = [_tiles_of_row(page, columns, c, i, y, spec, last=row is view.rows[-1]) for c in columns]
         if photo_width:
             ends.append(_photo(page, row, MARGIN, y, photo_width))
@@ -168,6 +178,7 @@ class _Column:
     x: int
     factor: int
     n_columns: int
+    gap: int
     numbered: bool
 
     @property
@@ -180,24 +191,47 @@ class _Column:
 
     def panel(self, row: int, y: int) -> Panel:
         tiles = self.block.tiles[row]
-        return _panel(self.block, tiles, self.x, y, self.n_columns, self.factor, self.numbered)
+        return _panel(self.block, tiles, self.x, y, self.n_columns, self.factor, self.gap, self.numbered)
 
 
 def _column(block: Block, spec: GridSpec, x: int) -> _Column:
     _, n, height, width = block.tiles.shape
     n_columns = tile_columns(n, spec)
     factor = tile_factor((height, width), n, n_columns, spec)
-    _check_size(n_columns * width * factor, -(-n // n_columns) * height * factor)
-    numbered = spec.numbers and _number_width(block.layer.channels) <= width * factor + TILE_GAP - 3
-    return _Column(block, x, factor, n_columns, numbered)
+    gap, numbered = _numbering(block.layer.channels, width * factor, spec)
+    _check_size(n_columns * (width * factor + gap), -(-n // n_columns) * height * factor)
+    return _Column(block, x, factor, n_columns, gap, numbered)
 
 
 def _panel(
-    block: Block, tiles: NDArray[np.uint8], x: int, y: int, n_columns: int, factor: int, numbered: bool
+    block: Block,
+    tiles: NDArray[np.uint8],
+    x: int,
+    y: int,
+    n_columns: int,
+    factor: int,
+    gap: int,
+    numbered: bool,
 ) -> Panel:
-    gap = TILE_GAP if tiles.shape[2] * factor > 16 else CELL_GAP
-    gap_y = gap + (NUMBER_ROOM if numbered else 0)
-    return Panel(x, y, tiles, n_columns, factor, gap, gap_y, block.scale.colormap, block.scale.diverging)
+    gap_y = _gap(tiles.shape[2] * factor) + (NUMBER_ROOM if numbered else 0)
+    cells = block.layer.cells
+    framed = block.scale.diverging or cells is not None
+    return Panel(x, y, tiles, n_columns, factor, gap, gap_y, block.scale.colormap, framed, cells)
+
+
+def _gap(width: int) -> int:
+    return TILE_GAP if width > 16 else CELL_GAP
+
+
+def _numbering(labels: Iterable[int | str], width: int, spec: Spec) -> tuple[int, bool]:
+    """Return the gap between tiles of a width, and whether they are numbered.
+
+    Where numbers were asked for, the gap makes room for them; else they are left out where there is none.
+    """
+    gap, room = _gap(width), math.ceil(_number_width(labels)) + 3
+    if spec.numbers:
+        return max(gap, room - width), True
+    return gap, spec.numbers is None and room <= width + TILE_GAP
 
 
 def _tiles_of_row(
@@ -262,7 +296,7 @@ def montage(view: View, spec: MontageSpec) -> Sheet:
     """Lay out all channels of a row, one channel of all rows, or channels (across) by rows (down).
 
     Raises:
-        DrawError: the sheet would be too large, or `columns` is given for channels by rows.
+        DrawError: the sheet would be too large.
 
     """
     page, right = _Page(), 0
@@ -276,63 +310,98 @@ def montage(view: View, spec: MontageSpec) -> Sheet:
 def _montage_of_layer(page: _Page, view: View, block: Block, spec: MontageSpec, y: int) -> tuple[int, int]:
     """Put one layer's tiles at `y`; return its width and where it ends."""
     n_rows, n_channels, height, width = block.tiles.shape
-    matrix = n_rows > 1 and n_channels > 1
-    if matrix and spec.columns is not None:
-        raise DrawError(
-            f"a montage of {n_rows} rows by {n_channels} {block.layer.unit}s has a line for each row; "
-            "columns is for one row, or for one channel"
-        )
-    n = n_rows * n_channels
-    n_columns = n_channels if matrix else tile_columns(n, spec)
-    factor = tile_factor((height, width), n, n_columns, spec)
-    _check_size(n_columns * (width * factor + TILE_GAP), -(-n // n_columns) * (height * factor + TILE_GAP))
+    table = n_rows > 1 and n_channels > 1
     channels = [str(channel) for channel in block.layer.channels]
     rows = [str(row.row) for row in view.rows]
     labels = channels if n_channels > 1 or n_rows == 1 else rows
-    numbered = spec.numbers and _number_width(labels) <= width * factor + TILE_GAP - 3
-    side = round(_number_width(rows)) + 6 if matrix else 0
-    tiles = block.tiles.reshape(n, height, width)
-    panel = _panel(block, tiles, MARGIN + side, 0, n_columns, factor, numbered and not matrix)
-    whole = max(side + panel.size[0], WIDTH_OF_WORDS)
-    page.head(MARGIN, y, whole, block.layer.name, _about(block))
-    y = page.lines(MARGIN, y + HEAD_ROOM - 10, wrap(_rows_about(view, block), whole, NOTE)) + 6
-    panel = replace(panel, y=y + (NUMBER_ROOM if numbered else 0))
-    page.panels.append(panel)
-    if numbered:
-        page.numbers(panel, labels)
-    if matrix:
-        for i, row in enumerate(rows):
-            left, top = panel.place(i * n_columns)
+    n_columns, factor, gap, numbered = _montage_columns(block, labels, spec, table=table)
+    row_names = [f"row {row}" for row in rows]
+    side = round(_number_width(row_names)) + 6 if table else 0
+    # A row of one line needs no numbers of its own: those above the first row are for all.
+    apart = table and n_columns < n_channels
+    groups = list(block.tiles) if apart else [block.tiles.reshape(-1, height, width)]
+    roomy = numbered and (apart or not table)
+    panels = [_panel(block, g, MARGIN + side, 0, n_columns, factor, gap, roomy) for g in groups]
+    total = sum(panel.size[1] + NUMBER_ROOM for panel in panels)
+    _check_size(panels[0].size[0], total)
+    whole = max(side + panels[0].size[0], WIDTH_OF_WORDS)
+    y = page.head(MARGIN, y, whole, block)
+    y = page.lines(MARGIN, y, wrap(_rows_about(view, block, numbered), whole, NOTE)) + 4
+    for i, panel in enumerate(panels):
+        y += (NUMBER_ROOM if numbered else 0) + (ROW_GAP if i else 0)
+        panel = replace(panel, y=y)
+        page.panels.append(panel)
+        if numbered:
+            page.numbers(panel, labels)
+        for k, name in enumerate(row_names[i : i + 1] if apart else row_names if table else ()):
+            left, top = panel.place(k * n_columns)
             middle = top + panel.tile_size[1] // 2 + 3
-            page.texts.append(Text(left - 6, middle, row, NUMBER, "right", Ink.GREY))
-    y = panel.y + panel.size[1] + 12
-    bar_width = min(max(panel.size[0], SHORTEST_BAR), LONGEST_BAR)
+            page.texts.append(Text(left - 6, middle, name, NUMBER, "right", Ink.GREY))
+        y += panel.size[1]
+    x, y = MARGIN + side, y + 12
+    bar_width = min(max(panels[0].size[0], SHORTEST_BAR), LONGEST_BAR)
     if spec.scope == "row" and n_rows > 1:
-        y = page.lines(MARGIN, y, ["no bar: the scales differ"])
+        y = page.lines(x, y, ["no bar: the scales differ"])
     else:
-        y = page.bar(panel.x, y, bar_width, block, 0)
-    return whole, page.caption(panel.x, y, whole - side, block, spec)
+        y = page.bar(x, y, bar_width, block, 0)
+    return whole, page.caption(x, y, whole - side, block, spec)
 
 
-def _rows_about(view: View, block: Block) -> str:
+def _montage_columns(
+    block: Block, labels: Sequence[str], spec: MontageSpec, *, table: bool
+) -> tuple[int, int, int, bool]:
+    """Return tiles in a line, pixels a value, the gap between tiles, and whether they are numbered.
+
+    A table has a line for each row where that is readable. Otherwise, and in any other montage, lines are as
+    long as the page is wide at most, unless columns are given.
+    """
+    n_rows, n_channels, height, width = block.tiles.shape
+    n = n_rows * n_channels
+    in_a_line = n_channels if table else n
+    n_columns = in_a_line if table and spec.columns is None else tile_columns(in_a_line, spec)
+    factor = tile_factor((height, width), n, n_columns, spec)
+    if table and spec.columns is None:
+        large = tile_factor((height, width), n, 1, spec)
+        factor = factor if 2 * factor >= large else large
+    gap, numbered = _numbering(labels, width * factor, spec)
+    if spec.columns is None:
+        most = max(1, (WIDEST_MONTAGE + gap) // (width * factor + gap))
+        if n_columns > most:
+            n_columns = -(-in_a_line // -(-in_a_line // most))  # lines alike in length
+    return n_columns, factor, gap, numbered
+
+
+def _rows_about(view: View, block: Block, numbered: bool) -> str:
     """Return which rows a montage shows, and for one row what it is."""
-    if len(view.rows) > 1:
-        one = f"{block.layer.unit} {block.layer.channels[0]}, " if len(block.layer.channels) == 1 else ""
-        return f"{one}{len(view.rows)} rows"
-    row = view.rows[0]
+    if len(view.rows) == 1:
+        return _row_about(view.rows[0])
+    if len(block.layer.channels) > 1:
+        return f"{len(view.rows)} rows"
+    numbers = " · the numbers are rows" if numbered else ""
+    return f"{block.layer.unit} {block.layer.channels[0]} · {len(view.rows)} rows{numbers}"
+
+
+def _row_about(row: RowView) -> str:
+    """Return a row's number, id and classes on one line."""
+    true = row.true if row.true is None or row.true.startswith("class ") else f"class {row.true}"
     outcome = "" if row.right is None else " (right)" if row.right else " (wrong)"
-    facts = [f"row {row.row}", row.true, f"predicted {row.predicted}{outcome}" if row.predicted else None]
-    return ", ".join(fact for fact in facts if fact)
+    predicted = f"predicted {row.predicted}{outcome}" if row.predicted else None
+    name = row.name if row.name != str(row.row) else None
+    return " · ".join(fact for fact in (f"row {row.row}", name, true, predicted) if fact)
 
 
-def _about(block: Block) -> str:
+def _about(block: Block, width: float) -> list[str]:
+    """Return a layer's type and shape, on one line or two; a shape is never cut, as it would read wrongly."""
     shape = " \N{MULTIPLICATION SIGN} ".join(map(str, block.layer.shape))
-    return " · ".join(part for part in (block.layer.type, shape) if part)
+    both = " · ".join(part for part in (block.layer.type, shape) if part)
+    if text_width(both, NOTE) <= width:
+        return [both]
+    return [shorten(block.layer.type, width, NOTE), *wrap(shape, width, NOTE)]
 
 
 def _remark(remark: Remark, width: float) -> str:
     words = remark.words + " "
-    return words + listing(remark.tiles, lambda text: text_width(words + text, NOTE) <= width)
+    return words + listing(remark.tiles, remark.unit, lambda text: text_width(words + text, NOTE) <= width)
 
 
 def _title(page: _Page, spec: Spec, y: int) -> int:

@@ -42,6 +42,17 @@ def shorten(text: str, width: float, size: float, bold: bool = False) -> str:
     return "…"
 
 
+def wrap_name(name: str, width: float, size: float) -> list[str]:
+    """Return a bold `name` on one line, or on two with the break after a dot, shortened only beyond that."""
+    if text_width(name, size, bold=True) <= width:
+        return [name]
+    heads = [name[: i + 1] for i, char in enumerate(name) if char == "."]
+    fitting = [head for head in heads if text_width(head, size, bold=True) <= width]
+    if not fitting or fitting[-1] == name:
+        return [shorten(name, width, size, bold=True)]
+    return [fitting[-1], shorten(name[len(fitting[-1]) :], width, size, bold=True)]
+
+
 def wrap(text: str, width: float, size: float) -> list[str]:
     """Return `text` in lines of at most `width` pixels; a word that is wider is shortened."""
     lines = [""]

@@ -9,6 +9,7 @@ change the picture.
 from __future__ import annotations
 
 import io
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -63,21 +64,22 @@ class MatplotlibPainter:
             figure = _figure(sheet)
             undated: dict[str, Any] = {"Date": None} if format == "svg" else {"CreationDate": None}
             figure.savefig(out, format=format, dpi=_DPI, metadata=undated)
-        return out.getvalue()
+        return _with_real_families(out.getvalue()) if format == "svg" else out.getvalue()
 
 
 # What could change the picture, kept as it is laid out for.
 _SETTINGS = (
     *("savefig.bbox", "savefig.transparent", "savefig.facecolor", "path.effects", "path.sketch"),
     *("text.hinting", "text.hinting_factor", "text.antialiased", "text.kerning_factor"),
-    *("pdf.fonttype", "svg.fonttype", "svg.image_inline"),
+    "svg.image_inline",
 )
 
 
 def _settings() -> dict[Any, Any]:
     defaults: dict[Any, Any] = dict(mpl.rcParamsDefault)
     kept = {name: defaults[name] for name in _SETTINGS if name in defaults}
-    return kept | {"svg.hashsalt": "layertap", "image.composite_image": False}
+    text_stays_text = {"pdf.fonttype": 42, "svg.fonttype": "none"}
+    return kept | text_stays_text | {"svg.hashsalt": "layertap", "image.composite_image": False}
 
 
 def _figure(sheet: Sheet) -> Figure:
@@ -119,7 +121,8 @@ def _family(path: str) -> str:
 
     Its real family could have matplotlib find another file, or complain of a weight that it lacks.
     """
-    family = f"layertap {path}"
+    family = f"layertap font {len(_REAL_FAMILIES)}"
+    _REAL_FAMILIES[family] = str(font_manager.get_font(path).family_name)
     bold = fonts.bold_font() if path == fonts.base_font() else path
     for file, weight in ((path, 400), (bold or path, 700)):
         entry = font_manager.FontEntry(
@@ -133,6 +136,20 @@ def _family(path: str) -> str:
         )
         font_manager.fontManager.ttflist.append(entry)
     return family
+
+
+_REAL_FAMILIES: dict[str, str] = {}  # by our own
+
+
+def _with_real_families(svg: bytes) -> bytes:
+    """Return an SVG whose text names the fonts' real families, and any sans-serif one after them."""
+
+    def real(match: re.Match[str]) -> str:
+        name = _REAL_FAMILIES[match[1]].replace("'", "").replace("&", "&amp;").replace("<", "&lt;")
+        return f"'{name}'"
+
+    text = re.sub(r"'(layertap font \d+)'", real, svg.decode())
+    return text.encode()
 
 
 def _png(rgb: NDArray[np.uint8]) -> bytes:

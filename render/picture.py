@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,7 @@ def draw_many(
     template: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    report: Callable[[Path, bool], None] | None = None,
     **options: Any,
 ) -> list[Path]:
     """Draw each row by itself into a file whose name comes from a template.
@@ -146,21 +147,40 @@ def draw_many(
             (name), `{id}`; as in `{row:05d}_{class}.png`. What a value holds that a file name should not
             becomes `_`.
         overwrite: draw anew what is there already; otherwise it is left as it is.
+        report: called for each path once it is there, with whether it was drawn now.
         options: as for `draw`.
 
     Returns:
         The path for each row, drawn now or before.
 
     Raises:
-        DrawError: the template has an unknown field, or gives two rows one name; nothing is drawn then.
+        DrawError: an option is wrong, or the template has an unknown field, or gives two rows one name;
+            nothing is drawn then.
 
     """
     chosen = tuple(dict.fromkeys(select_rows(run, rows)))
+    check_options(run, kind, **options)
     paths = [Path(name) for name in file_names(run, chosen, os.fspath(template))]
     for row, path in zip(chosen, paths, strict=True):
-        if overwrite or not path.exists():
+        drawn = overwrite or not path.exists()
+        if drawn:
             draw(run, kind, rows=(row,), **options).save(path)
+        if report is not None:
+            report(path, drawn)
     return paths
+
+
+def check_options(
+    run: Run,
+    kind: str,
+    *,
+    layers: str | Sequence[str] | None = None,
+    channels: str | int | Sequence[int] | None = None,
+    painter: str | None = None,
+    **options: Any,
+) -> None:
+    """Raise what `draw` would of the options by themselves, whatever the rows; `painter` is not looked at."""
+    _spec(run, kind, None, layers, channels, options)
 
 
 def file_names(run: Run, rows: Sequence[int], template: str) -> list[str]:

@@ -43,7 +43,8 @@ class TileFacts:
     @classmethod
     def of(cls, values: Values, n_cells: int) -> TileFacts:
         """Look at `values`, shape (rows, channels, height, width), of which `n_cells` a map are real."""
-        low, high = values.min(axis=(2, 3)), values.max(axis=(2, 3))
+        with np.errstate(invalid="ignore"):  # NaN is counted below
+            low, high = values.min(axis=(2, 3)), values.max(axis=(2, 3))
         none = np.zeros(low.shape, np.int64)
         n_nan, n_positive, n_negative = none, none, none
         finite = np.isfinite(low) & np.isfinite(high)
@@ -98,16 +99,16 @@ class Scale:
         # Far from 1 the arithmetic would over- or underflow in float32, and even in float64.
         if values.dtype.itemsize > 4 or not bool(((size > 1e-30) & (size < 1e30)).all()):
             size = np.where(size > 0, size, 1.0)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 values, low, high = values.astype(np.float64) / size, low / size, high / size
         span = high - low
         slope = np.where(span > 0, (N_COLOURS - 1) / np.where(span > 0, span, 1), 0).astype(values.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
             position = (values - low.astype(values.dtype)) * slope
-        np.rint(position, out=position)
-        bad = ~np.isfinite(position) if not np.isfinite(position.sum()) else None
-        if bad is not None:
-            position[bad] = 0
+            np.rint(position, out=position)
+            total = position.sum()
+        if not np.isfinite(total):
+            position[~np.isfinite(position)] = 0
         entries: NDArray[np.uint8] = np.clip(position, 0, N_COLOURS - 1).astype(np.uint8)
         return entries
 

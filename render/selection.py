@@ -37,11 +37,15 @@ class ChannelChoice:
     """The channels themselves, for `list`; text such as `0,3,5:8` is read once their number is known."""
 
     @classmethod
-    def parse(cls, channels: str | Sequence[int], by: str) -> ChannelChoice:
+    def parse(cls, channels: str | Sequence[int], by: str | None = None) -> ChannelChoice:
         """Read `auto`, `all`, `first:9`, `top:9`, `top:9:variance`, `0,3,5:8`, or numbers.
 
+        Args:
+            channels: the text, or numbers.
+            by: what `top` ranks by, where its own text does not say; None is `mean`.
+
         Raises:
-            DrawError: it is none of these.
+            DrawError: it is none of these, or ranks by another measure than `by`.
 
         """
         if not isinstance(channels, str):
@@ -56,8 +60,13 @@ class ChannelChoice:
             count, _, measure = rest.partition(":")
             if not count.isascii() or not count.isdigit() or int(count) < 1 or (how == "first" and measure):
                 raise DrawError(f"channels {channels!r}: write {how}:9{':variance' if how == 'top' else ''}")
-            check_measure(measure or by)
-            return cls(how, int(count), (measure or by) if how == "top" else "index")
+            if measure and by is not None and measure != by:
+                raise DrawError(
+                    f"channels {channels!r} ranks by {measure}, but by says {by}; give one of the two"
+                )
+            ranked_by = measure or by or "mean"
+            check_measure(ranked_by)
+            return cls(how, int(count), ranked_by if how == "top" else "index")
         if not text or not set(text) <= set("0123456789,:- "):
             raise DrawError(f"channels {channels!r} is none of: all, first:9, top:9, top:9:variance, 0,3,5:8")
         return cls("list", numbers=text)

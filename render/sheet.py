@@ -73,6 +73,8 @@ class Panel:
     """Whose palette the entries are of."""
     framed: bool = False
     """Whether each tile has a frame of one grey pixel, for maps whose colours reach white."""
+    cells: NDArray[np.bool_] | None = None
+    """Which pixels of a map are values, shape (height, width), where not all are; the rest is page."""
 
     @property
     def n_lines(self) -> int:
@@ -110,13 +112,29 @@ class Panel:
         n_full, n_rest = divmod(len(large), self.columns)
         n_even = n_full * self.columns
         if self.framed:
-            cells[:n_full, :, : height + 2, : width + 2] = FRAME
-            cells[n_full:, :n_rest, : height + 2, : width + 2] = FRAME
+            frame = self._frame()
+            if self.cells is not None:
+                none = ~self.cells.repeat(self.factor, axis=0).repeat(self.factor, axis=1)
+                large[:, none] = frame[1:-1, 1:-1][none]
+            cells[:n_full, :, : height + 2, : width + 2] = frame
+            cells[n_full:, :n_rest, : height + 2, : width + 2] = frame
         cells[:n_full, :, 1 : height + 1, 1 : width + 1] = large[:n_even].reshape(
             n_full, self.columns, height, width
         )
         cells[n_full:, :n_rest, 1 : height + 1, 1 : width + 1] = large[n_even:]
         return canvas.reshape(-1, self.columns * pitches[3])[: whole_height + 2, : whole_width + 2]
+
+    def _frame(self) -> NDArray[np.uint8]:
+        """Return a tile's frame and what is within: around its values alone, white where there is none."""
+        width, height = self.tile_size
+        if self.cells is None:
+            return np.full((height + 2, width + 2), FRAME, np.uint8)
+        large = self.cells.repeat(self.factor, axis=0).repeat(self.factor, axis=1)
+        near = np.zeros((height + 2, width + 2), np.bool_)
+        for dy in range(3):
+            for dx in range(3):
+                near[dy : dy + height, dx : dx + width] |= large
+        return np.where(near, FRAME, WHITE).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,18 +33,21 @@ class Spec:
     """Names of taps, in the order in which they are drawn; None is every tap that can be drawn."""
     channels: str | tuple[int, ...] = "auto"
     """`all`, `first:9`, `top:9`, `top:9:variance`, `0,3,5:8`, or numbers; `auto` is what suits the kind."""
-    by: str = "mean"
-    """What `top` ranks by: index, mean, maximum, variance, l1, l2 or sparsity (least sparse first)."""
+    by: str | None = None
+    """What `top` ranks by: index, mean, maximum, variance, l1, l2 or sparsity (least sparse first).
+
+    None is what `channels` says, or else mean.
+    """
     scope: Scope = "layer"
     """What shares one scale: a layer, the figure, a row of a layer, a channel; or limits (low, high)."""
     columns: int | None = None
-    """Tiles in a line; None is the square root of their number, rounded up. Not for channels by rows."""
+    """Tiles in a line; None is the square root of their number, rounded up, as far as a page is wide."""
     colormap: str | None = None
     """viridis, magma, gray or RdBu_r; None is viridis for values >= 0 and RdBu_r for signed ones."""
     magnification: int | None = None
     """Sheet pixels a value, in each direction; None makes tiles of about 64 pixels."""
-    numbers: bool = True
-    """Whether each tile is numbered."""
+    numbers: bool | None = None
+    """Whether each tile is numbered, further apart if need be; None is where there is room."""
     title: str | None = None
     """Title of the figure; None is the kind's own, an empty one is none."""
 
@@ -58,7 +61,8 @@ class Spec:
         if not self.rows:
             raise DrawError("there is no row to draw")
         ChannelChoice.parse(self.channels, self.by)
-        check_measure(self.by)
+        if self.by is not None:
+            check_measure(self.by)
         object.__setattr__(self, "scope", _checked_scope(self.scope))
         for name in ("columns", "magnification"):
             value = getattr(self, name)

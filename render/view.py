@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError
-from .importance import rank
+from .importance import check_ranks, rank
 from .selection import ChannelChoice, can_draw, class_column, select_layers
 from .spec import GridSpec, Spec
 
@@ -111,10 +111,18 @@ def _layer(tap: Tap, spec: Spec, choice: ChannelChoice) -> LayerView:
     else:
         channels = tuple(range(n_channels if how != "first" else min(choice.n or 9, n_channels)))
     values = _read(tap, rows, order, channels)
+    class_token = len(order) == 2 and _has_class_token(values.shape[2])
+    if class_token:
+        values = values[:, :, 1:]
     if how == "top":
-        chosen = rank(values.reshape(*values.shape[:2], -1, 1), choice.by)[: choice.n]
+        ranked = values.reshape(*values.shape[:2], -1, 1)
+        check_ranks(ranked, choice.by, tap.name)
+        chosen = rank(ranked, choice.by)[: choice.n]
         channels, values = tuple(chosen.tolist()), values[:, chosen]
     maps, cells, note = _wrap(values, len(order))
+    if class_token:
+        side = maps.shape[-1]
+        note = f"class token left out, {side} \N{MULTIPLICATION SIGN} {side} patches"
     return LayerView(
         tap.name,
         tap.type,
@@ -157,11 +165,15 @@ def _floats(values: Values) -> Values:
     return np.ascontiguousarray(values, np.float32 if small else np.float64)
 
 
+def _has_class_token(n: int) -> bool:
+    """Return whether `n` positions are taken for a class token and a square of patches after it."""
+    return n > 4 and math.isqrt(n - 1) ** 2 == n - 1
+
+
 def _wrap(values: Values, n_axes: int) -> tuple[Values, NDArray[np.bool_] | None, str]:
     """Return maps of shape (rows, channels, height, width), which of their pixels are values, and a note.
 
-    A sequence of k * k is a square. One of k * k + 1 is taken for a class token before a square of
-    patches, and stands alone in the first line, so that the patches keep their places.
+    A sequence of k * k is a square; another is wrapped into lines, of which the last is not full.
     """
     if n_axes != 2:
         return values.reshape(*values.shape[:2], *(values.shape[2:] or (1, 1))), None, ""
@@ -169,18 +181,15 @@ def _wrap(values: Values, n_axes: int) -> tuple[Values, NDArray[np.bool_] | None
     side = math.isqrt(n)
     if side * side == n:
         return values.reshape(*values.shape[:2], side, side), None, f"{n} positions as {side} x {side}"
-    class_token = side > 1 and side * side + 1 == n
-    width = side if class_token else math.isqrt(n - 1) + 1
-    start = width - 1 if class_token else 0  # cells left empty after the class token
-    height = math.ceil((n + start) / width)
-    cells = np.zeros(height * width, np.bool_)
-    places = np.arange(n)
-    places[1:] += start
-    cells[places] = True
+    width = side + 1
+    height = -(-n // width)
+    note = f"{n} positions wrapped"
+    if height * width == n:
+        return values.reshape(*values.shape[:2], height, width), None, note
     maps = np.zeros((*values.shape[:2], height * width), values.dtype)
-    maps[..., places] = values
-    note = f"first of {n} positions alone, then {side} x {side}" if class_token else f"{n} positions wrapped"
-    return maps.reshape(*values.shape[:2], height, width), cells.reshape(height, width), note
+    maps[..., :n] = values
+    cells = (np.arange(height * width) < n).reshape(height, width)
+    return maps.reshape(*values.shape[:2], height, width), cells, note
 
 
 def _rows(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...]:

@@ -64,7 +64,7 @@ def test_rows_are_filtered(call: Any) -> None:
     options = ("grid", "run.zarr", "--layers", "conv1", "--painter", "pillow", "--out", "{row}.png")
     assert call(*options, "--class", "dog", "--wrong").output.split() == ["5.png"]
     assert call(*options, "--right", "--rows", "0:3").output.split() == ["0.png", "1.png"]
-    assert call(*options, "--each-class", "--rows", "1:").output.split() == ["2.png", "1.png"]
+    assert call(*options, "--each-class", "--rows", "1:", "--overwrite").output.split() == ["2.png", "1.png"]
 
 
 def test_a_montage_is_over_rows(call: Any) -> None:
@@ -123,3 +123,28 @@ def test_options_that_exclude_each_other_are_refused(call: Any) -> None:
             result = call(kind, "run.zarr", *options)
             assert result.exit_code == 2
             assert "--wrong and --right" in result.output
+
+
+def test_what_is_kept_is_not_told_as_drawn(call: Any) -> None:
+    options = ("grid", "run.zarr", "--layers", "conv1", "--painter", "pillow", "--out", "{row}.png")
+    assert call(*options, "--rows", "1").output == "1.png\n"
+    Path("1.png").write_bytes(b"mine")
+    output = call(*options, "--rows", "0:2").output
+    assert output == "0.png\nkept 1.png (there already; --overwrite draws it anew)\n"
+    assert call(*options, "--rows", "0:2", "--overwrite").output == "0.png\n1.png\n"
+    assert Path("1.png").read_bytes() != b"mine"
+
+
+def test_an_option_is_told_before_the_name_of_the_file(call: Any) -> None:
+    for kind in ("grid", "montage"):
+        result = call(kind, "run.zarr", "--rows", "0:3", "--scope", "figur", "--out", "x.png")
+        assert "no scope 'figur'" in result.output
+        result = call(kind, "run.zarr", "--rows", "0:3", "--layers", "conv2", "--out", "{what}.png")
+        assert "conv2" in result.output
+
+
+def test_two_measures_are_refused(call: Any) -> None:
+    for by in ("l1", "mean"):
+        result = call("grid", "run.zarr", "--channels", "top:9:variance", "--by", by)
+        assert result.exit_code == 1
+        assert f"ranks by variance, but by says {by}" in result.output

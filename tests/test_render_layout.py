@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from layertap.capture.errors import DrawError, SelectionError
 from layertap.render import GridSpec, MontageSpec, Sheet, draw
 from layertap.render.blocks import number
 from layertap.render.colormaps import N_COLOURS, WHITE, Mark
-from layertap.render.lettering import shorten, text_width, wrap
+from layertap.render.lettering import shorten, text_width, wrap, wrap_name
 from layertap.render.sheet import FRAME, Panel, Text
 from test_render_run import FakeArray, FakeRun, FakeTap, a_run, maps_run
 
@@ -100,8 +101,10 @@ def test_a_row_scale_has_a_bar_for_each_row() -> None:
 def test_channel_scales_have_no_bar_and_say_so() -> None:
     sheet = draw(a_run(), "grid", layers="conv1", scope="channel").sheet
     assert not sheet.bars
-    assert {"no bar: the scales differ", "a scale for each channel"} <= set(words(sheet))
+    assert {"no bar: the scales differ", "each channel by itself"} <= set(words(sheet))
     assert all(tile.max() == N_COLOURS - 1 for tile in panel_of(sheet).tiles)
+    highest = a_run()["conv1"].values[0, :9].max(axis=(1, 2))
+    assert sheet.notes == tuple(f"conv1, channel {c}: from 0 to {number(h)}" for c, h in enumerate(highest))
 
 
 def test_given_limits_are_those_of_the_bar() -> None:
@@ -146,7 +149,7 @@ def test_a_layer_of_one_value_has_no_bar() -> None:
 def test_many_marked_channels_are_counted() -> None:
     values = np.zeros((1, 256, 2, 2), np.float32)
     sheet = draw(maps_run(values), "grid", channels="all", magnification=1).sheet
-    assert any(text.endswith("… (256)") for text in words(sheet))
+    assert any(text.startswith("all zero: 256 channels") for text in words(sheet))
     assert sheet.notes[0].endswith("254, 255")
 
 
@@ -250,7 +253,7 @@ def _tokens(n: int) -> Any:
 
 @pytest.mark.parametrize(
     ("n", "shape", "n_empty"),
-    [(16, (4, 4), 0), (17, (5, 4), 3), (7, (3, 3), 2), (2, (1, 2), 0), (1, (1, 1), 0)],
+    [(16, (4, 4), 0), (7, (3, 3), 2), (18, (4, 5), 2), (6, (2, 3), 0), (2, (1, 2), 0), (1, (1, 1), 0)],
 )
 def test_a_sequence_is_wrapped_and_every_token_drawn(n: int, shape: tuple[int, int], n_empty: int) -> None:
     panel = panel_of(draw(_tokens(n), "grid").sheet)
@@ -260,10 +263,25 @@ def test_a_sequence_is_wrapped_and_every_token_drawn(n: int, shape: tuple[int, i
     assert shown.tolist() == [round(i / n * (N_COLOURS - 1)) for i in range(1, n + 1)]
 
 
-def test_a_class_token_stands_alone_so_that_patches_keep_their_places() -> None:
-    tile = panel_of(draw(_tokens(17), "grid").sheet).tiles[1]
-    assert (tile[0, 1:] == WHITE).all()
-    assert (np.diff(tile[1:].ravel().astype(int)) > 0).all()
+def test_a_class_token_is_left_out_so_that_patches_keep_their_places() -> None:
+    sheet = draw(_tokens(17), "grid").sheet
+    tiles = panel_of(sheet).tiles
+    assert tiles.shape == (2, 4, 4)
+    assert tiles[1].ravel().tolist() == [round(i / 17 * (N_COLOURS - 1)) for i in range(2, 18)]
+    assert "class token left out, 4 \N{MULTIPLICATION SIGN} 4 patches" in " ".join(words(sheet))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_where_a_sequence_has_no_value_is_page_outside_of_the_frame(sign: int) -> None:
+    run = _tokens(7)
+    run["block"].values *= sign
+    panel = panel_of(draw(run, "grid", magnification=3).sheet)
+    width, height = panel.tile_size
+    tile = panel.entries()[: height + 2, : width + 2]
+    assert (tile[8:, 5:] == WHITE).all()  # the last line has one value of three
+    assert (tile[7, 4:] == FRAME).all()
+    assert (tile[7:, 4] == FRAME).all()
+    assert (tile[1:10, 1:4] < N_COLOURS).all()
 
 
 def test_channels_that_come_last_are_found_by_name() -> None:
@@ -297,7 +315,7 @@ def test_a_montage_of_one_channel_is_over_rows() -> None:
     run["conv1"].values[4, 5] = 0
     sheet = draw(run, "montage", rows="0:6", layers="conv1", channels=5).sheet
     assert panel_of(sheet).tiles.shape == (6, 8, 8)
-    assert {"channel 5, 6 rows", "all zero: 4"} <= set(words(sheet))
+    assert {"channel 5 · 6 rows · the numbers are rows", "all zero: row 4"} <= set(words(sheet))
     largest = run["conv1"].values[:, 5].max()
     assert (panel_of(sheet).tiles[3] == np.rint(run["conv1"].values[3, 5] / largest * 230)).all()
 
@@ -306,17 +324,92 @@ def test_a_montage_of_rows_and_channels_is_a_table() -> None:
     sheet = draw(a_run(), "montage", rows=[4, 1], layers="conv1", channels="first:3").sheet
     panel = panel_of(sheet)
     assert (panel.columns, panel.n_lines) == (3, 2)
-    assert {"0", "1", "2", "4"} <= set(words(sheet))
+    assert {"0", "1", "2", "row 1", "row 4"} <= set(words(sheet))
 
 
-def test_columns_of_a_table_are_refused() -> None:
-    with pytest.raises(DrawError, match="2 rows by 3 channels has a line for each row; columns is for one"):
-        draw(a_run(), "montage", rows=[4, 1], layers="conv1", channels="first:3", columns=2)
+def test_a_table_too_wide_for_a_page_has_several_lines_a_row() -> None:
+    run = maps_run(np.random.default_rng(0).random((3, 300, 7, 7), np.float32) + 0.1)
+    sheet = draw(run, "montage", rows=[2, 0]).sheet
+    assert sheet.width <= 2000
+    panels = [panel for panel in sheet.panels if panel.tiles.size > 1]
+    assert [len(panel.tiles) for panel in panels] == [300, 300]
+    assert panels[0].y + panels[0].size[1] < panels[1].y - 12
+    largest = run["conv1"].values[[2, 0]].max()
+    for panel, row in zip(panels, (2, 0), strict=True):
+        assert (panel.tiles == np.rint(run["conv1"].values[row] / largest * 230)).all()
+    said = words(sheet)
+    assert (said.count("299"), said.count("row 2"), said.count("row 0")) == (2, 1, 1)
+
+
+def test_columns_of_a_table_are_those_of_each_row() -> None:
+    sheet = draw(a_run(), "montage", rows=[4, 1], layers="conv1", channels="first:3", columns=2).sheet
+    panels = [panel for panel in sheet.panels if panel.tiles.size > 1]
+    assert [(panel.columns, panel.n_lines) for panel in panels] == [(2, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("shape", [(1, 2048, 56, 56), (1, 64, 224, 224), (40, 2, 112, 112)])
+def test_a_montage_is_never_wider_than_a_page(shape: tuple[int, ...]) -> None:
+    run = maps_run(np.ones(shape, np.float16))
+    assert draw(run, "montage", rows=slice(None), magnification=1).sheet.width <= 2000
+    channel = draw(run, "montage", rows=slice(None), channels=0, columns=60).sheet
+    assert panel_of(channel).columns == min(60, shape[0])
+
+
+def test_numbers_that_are_asked_for_are_drawn() -> None:
+    run = maps_run(np.random.default_rng(0).random((1, 2048, 7, 7), np.float32))
+    assert "2047" not in words(draw(run, "montage", magnification=1).sheet)
+    for kind in ("montage", "grid"):
+        sheet = draw(run, kind, channels="all", magnification=1, numbers=True).sheet
+        assert {str(i) for i in range(2048)} <= set(words(sheet))
+        boxes = [
+            box for box, text in zip(_boxes(sheet.texts), sheet.texts, strict=True) if text.text.isdigit()
+        ]
+        pairs = pairwise(boxes)
+        assert all(a[2] <= b[0] or a[1] != b[1] for a, b in pairs)
+
+
+def test_a_measure_that_ranks_no_vector_is_refused() -> None:
+    for by in ("variance", "sparsity"):
+        with pytest.raises(DrawError, match=rf"{by} does not rank fc.*mean, maximum, l1 and l2"):
+            draw(a_run(), "grid", layers="fc", channels=f"top:3:{by}")
+    sheet = draw(a_run(), "grid", rows=[0, 1], layers="fc", channels="top:3:variance").sheet
+    assert "3 of 10 features, by variance" in " ".join(words(sheet))
+
+
+def test_a_shape_is_never_cut() -> None:
+    values = np.ones((1, 2048, 1, 1), np.float32)
+    tap = FakeTap("avgpool", values, type="AdaptiveAvgPool2dOfAnAstonishinglyLongName")
+    for kind in ("grid", "montage"):
+        run: Any = FakeRun(tap)
+        said = words(draw(run, kind, channels="first:1", columns=1).sheet)
+        assert any(
+            text.endswith("2048 \N{MULTIPLICATION SIGN} 1 \N{MULTIPLICATION SIGN} 1") and "…" not in text
+            for text in said
+        )
+
+
+def test_names_break_at_a_dot_before_they_are_cut() -> None:
+    assert wrap_name("layer1.0.conv2", 400, 13) == ["layer1.0.conv2"]
+    assert wrap_name("features.denseblock4.denselayer16", 190, 13) == [
+        *("features.denseblock4.", "denselayer16"),
+    ]
+    first, second = wrap_name("backbone.stages.2.blocks.11.attention.output.dense", 150, 13)
+    assert first == "backbone.stages."
+    assert second.startswith("2.")
+    assert "…" in second
+    assert len(wrap_name("a" * 80, 150, 13)) == 1
+
+
+def test_without_pictures_there_is_no_column_for_them() -> None:
+    sheet = draw(a_run(), "grid", rows=[0, 2], picture=False).sheet
+    assert not sheet.photos
+    assert min(panel.x for panel in sheet.panels) < 30
+    assert "row 2 · 002.png · class cat · predicted dog (wrong)" in words(sheet)
 
 
 def test_a_montage_says_what_it_shows() -> None:
     said = words(draw(a_run(), "montage", rows=2, layers="conv1").sheet)
-    assert {"conv1", "all 16 channels", "row 2, cat, predicted dog (wrong)"} <= set(said)
+    assert {"conv1", "all 16 channels", "row 2 · 002.png · class cat · predicted dog (wrong)"} <= set(said)
 
 
 @pytest.mark.parametrize("columns", [1, 3, 99])
@@ -343,7 +436,10 @@ def _boxes(texts: tuple[Text, ...]) -> list[tuple[float, float, float, float]]:
 
 
 @pytest.mark.parametrize("rows", [[0], [0, 1, 2]])
-@pytest.mark.parametrize("options", [{}, {"scope": (0, 1)}, {"channels": "all"}, {"scope": "row"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scope": (0, 1)}, {"channels": "all"}, {"scope": "row"}, {"picture": False}, {"numbers": True}],
+)
 def test_nothing_overlaps_and_nothing_leaves_the_sheet(rows: list[int], options: dict[str, Any]) -> None:
     run = a_run()
     long = "backbone.stages.2.blocks.11.attention.output.dense"

@@ -127,6 +127,17 @@ def test_matplotlib_writes_vector_files_the_same_each_time(format: str, start: b
     assert data == painter("matplotlib").encode(sheet, format)
 
 
+def test_text_stays_text_in_vector_files() -> None:
+    pytest.importorskip("matplotlib")
+    run = a_run()
+    svg = draw(run, "grid", title="a title").encode("svg").decode()
+    assert ">a title</text>" in svg
+    assert "layertap font" not in svg
+    pdf = draw(run, "grid").encode("pdf")
+    assert b"/Type3" not in pdf
+    assert b"/CIDFontType2" in pdf
+
+
 def test_svg_images_are_pixel_exact() -> None:
     pytest.importorskip("matplotlib")
     import base64

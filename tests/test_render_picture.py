@@ -145,6 +145,11 @@ def test_many_are_drawn_and_what_is_there_is_left(tmp_path: Path) -> None:
     paths = draw_many(a_run(), "grid", "0:3", template, layers="conv1", painter="pillow")
     assert paths == [tmp_path / f"{row}.png" for row in range(3)]
     assert (tmp_path / "1.png").read_bytes() == b"mine"
+    told: list[tuple[str, bool]] = []
+    (tmp_path / "2.png").unlink()
+    report = lambda path, drawn: told.append((path.name, drawn))  # noqa: E731
+    draw_many(a_run(), "grid", "1,2", template, layers="conv1", painter="pillow", report=report)
+    assert told == [("1.png", False), ("2.png", True)]
     single = draw(a_run(), "grid", rows=2, layers="conv1", painter="pillow").png()
     assert (tmp_path / "2.png").read_bytes() == single
     draw_many(a_run(), "grid", "0:3", template, layers="conv1", painter="pillow", overwrite=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from layertap.capture.errors import DrawError
+from layertap.render import draw
 from layertap.render.colormaps import (
     BLACK,
     DIVERGING,
@@ -16,7 +19,7 @@ from layertap.render.colormaps import (
 from layertap.render.importance import MEASURES, importance, rank
 from layertap.render.scale import Scale, TileFacts, entries, fit
 from numpy.typing import NDArray
-from test_render_run import Values
+from test_render_run import Values, maps_run
 
 MIDDLE = N_COLOURS // 2
 SEQUENTIAL = ("viridis", "magma", "gray")
@@ -246,6 +249,30 @@ def test_greys_run_from_black_to_white() -> None:
     assert greys[-1].tolist() == [255, 255, 255]
 
 
-def test_an_unknown_colour_map_is_refused_with_the_closest() -> None:
-    with pytest.raises(DrawError, match="viridis"):
+def test_an_unknown_colour_map_is_refused_with_those_there_are() -> None:
+    with pytest.raises(DrawError, match="'virdis'; there are viridis, magma, gray and RdBu_r"):
         palette("virdis")
+
+
+@pytest.mark.parametrize("name", [*SEQUENTIAL, *DIVERGING])
+def test_a_zero_map_is_quiet(name: str) -> None:
+    light = lightness(palette(name).astype(float))
+    zero = light[MIDDLE if name in DIVERGING else 0]
+    assert abs(light[Mark.ZERO] - zero) < 26
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [1e-7, 1.0, 6e4])
+def test_no_value_makes_numpy_warn(dtype: Any, bad: float, size: float) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.random((2, 4, 5, 5)) * size).astype(dtype)
+    values[0, 0], values[0, 1, 0, 0], values[1, 2, 1], values[1, 2, 2, 2] = bad, bad, np.inf, -np.inf
+    values[1, 3, :2], values[1, 3, 0, 0] = np.nan, -1
+    run = maps_run(values)
+    with np.errstate(all="raise"):
+        for scope in ("layer", "figure", "row", "channel", (-1, 1)):
+            for kind in ("grid", "montage"):
+                draw(run, kind, rows=[0, 1], channels="all", scope=scope)
+        for by in MEASURES:
+            draw(run, "grid", rows=[0, 1], channels="top:2", by=by)

@@ -94,7 +94,11 @@ def test_indices_that_mean_nothing_are_refused(given: Any) -> None:
 
 def test_channels_are_read() -> None:
     assert ChannelChoice.parse("top:4", "l1") == ChannelChoice("top", 4, "l1")
-    assert ChannelChoice.parse("top:4:l2", "l1") == ChannelChoice("top", 4, "l2")
+    assert ChannelChoice.parse("top:4:l2", "l2") == ChannelChoice("top", 4, "l2")
+    assert ChannelChoice.parse("top:4:l2") == ChannelChoice("top", 4, "l2")
+    assert ChannelChoice.parse("top:4") == ChannelChoice("top", 4, "mean")
+    with pytest.raises(DrawError, match="ranks by l2, but by says l1"):
+        ChannelChoice.parse("top:4:l2", "l1")
     assert ChannelChoice.parse("first:4", "l1") == ChannelChoice("first", 4)
     assert ChannelChoice.parse("0,3,5:8", "l1").indices(16, "channel") == (0, 3, 5, 6, 7)
 
