@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import FormatError, LayertapError, StoreError
-from .files import PART, sync_folder, write_file
+from .files import sync_folder, write_file
 from .layout import ArraySpec
 from .shard import Shard, ShardRecord
 from .store import (
@@ -131,8 +131,3 @@ def _shard(
 
 def _shard_path(store: Path, array: ArraySpec, block: int) -> Path:
     return store / array.path / shard_name(block, len(array.dims))
-
-
-def leftovers(path: str | os.PathLike[str]) -> list[Path]:
-    """Return files that a killed writer left half-written; they do no harm and are written anew."""
-    return sorted(Path(path).rglob(f"*{PART}"))
