@@ -226,8 +226,6 @@ class TorchSession(Session):
     def attach(self, sink: Sink) -> None:
         """Register all hooks, or none and raise."""
         self._sink = sink
-        if not self._hooks:
-            return
         try:
             self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
             for hook in self._hooks:

@@ -5,6 +5,7 @@ It lies in the folder `log` inside the array `commits`, where Zarr readers do no
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -74,7 +75,7 @@ def _lock_bytes(fd: int, first: int, n: int) -> None:
 
 
 def write_log(path: Path, started: float, stages: Stages, failed: bool) -> None:
-    """Keep when, where and how fast a run went."""
+    """Keep when, where and how fast a run went, where there is room: no capture fails for its log."""
     entry = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 3),
@@ -84,7 +85,8 @@ def write_log(path: Path, started: float, stages: Stages, failed: bool) -> None:
         **{key: round(value, 3) for key, value in vars(stages).items()},
     }
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(started))}-{platform.node()}-{os.getpid()}.json"
-    (_folder(path) / name).write_text(json.dumps(entry, indent=1) + "\n")
+    with contextlib.suppress(OSError):
+        (_folder(path) / name).write_text(json.dumps(entry, indent=1) + "\n")
 
 
 def versions(backend: str) -> dict[str, str]:

@@ -280,9 +280,13 @@ class Array:
     def __getitem__(self, key: Any) -> Any:
         selectors, dropped = _selectors(key, self.shape, self.name)
         if self._text:
-            return _text(self._read([*selectors, slice(0, self._spec.shape[-1])]), 0 in dropped)
+            return _text(self._read([*selectors, slice(None)]), 0 in dropped)
         values = self._read(selectors)
         return values[tuple(0 if axis in dropped else slice(None) for axis in range(values.ndim))]
+
+    def stored(self, rows: slice) -> Values:
+        """Return `rows` as they lie in the store: text as UTF-8 bytes with zeros behind."""
+        return self._read([rows, *[slice(None)] * len(self._spec.shape)])
 
     def _read(self, selectors: Sequence[Selector]) -> Values:
         spec, layout = self._spec, self._run.manifest.layout
@@ -297,11 +301,13 @@ class Array:
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         starts = np.flatnonzero(np.diff(ordered // chunk_rows, prepend=-1))
+        opened, shard = -1, None
         for start, stop in zip(starts, [*starts[1:], len(ordered)], strict=True):
             first = int(ordered[start])
             block, chunk = first // layout.block_rows, first % layout.block_rows // chunk_rows
             within = ordered[start:stop] % chunk_rows
-            shard = self._shard(block)
+            if shard is None or block != opened:
+                opened, shard = block, self._shard(block)
             if window is None:
                 values = _rows(shard.chunk(chunk), spec)[_slice(within)]
             else:

@@ -26,7 +26,7 @@ from .columns import column_spec, column_values
 from .data import Preprocess, Source
 from .errors import CaptureError, DataError, PlanError, StoreExistsError
 from .journal import StoreLock, versions, write_log
-from .layout import array_view
+from .layout import Layout, array_view
 from .parts import Part
 from .pipeline import Piece, Pipeline, Stages
 from .plan import Settings, check_memory, check_space, plan_layout, slots_of, store_bytes, tap_arrays
@@ -339,7 +339,7 @@ class Recorder:
         pipeline = Pipeline(
             store,
             self._done | others,
-            n_slots=slots_of(manifest.layout, self._settings, self._kept_row_bytes),
+            n_slots=self._slots(manifest.layout),
             n_writers=self._settings.n_writers,
             on_commit=self._progress.show if self._progress else None,
         )
@@ -351,8 +351,7 @@ class Recorder:
     def _open_store(self, planned: Manifest) -> StoreWriter | None:
         """Make the store, or join the one that is there; None where this part of it is complete."""
         if self._existing is None:
-            n_slots = slots_of(planned.layout, self._settings, self._kept_row_bytes)
-            check_memory(planned.layout, n_slots, self._settings)
+            self._slots(planned.layout)
             if self._on_plan is not None:
                 self._on_plan(planned, 0)
             if planned.n_rows is not None:
@@ -371,11 +370,16 @@ class Recorder:
             self._on_plan(manifest, sum(map(manifest.rows_of, self._done)))
         if self.finished:
             return None
-        n_slots = slots_of(manifest.layout, self._settings, self._kept_row_bytes)
-        check_memory(manifest.layout, n_slots, self._settings)
+        self._slots(manifest.layout)
         self._lock_blocks(self.path, manifest)
         self._look_at_existing()  # what was committed until the lock was ours
         return StoreWriter(self.path, manifest)
+
+    def _slots(self, layout: Layout) -> int:
+        """Return how many blocks are held at once, or refuse what memory does not hold."""
+        n_slots = slots_of(layout, self._settings, self._kept_row_bytes)
+        check_memory(layout, n_slots, self._settings)
+        return n_slots
 
     def _create_store(self, planned: Manifest) -> StoreWriter:
         replaced = None
@@ -471,22 +475,18 @@ class Recorder:
         """Hold what an earlier run committed against this one: a shuffled loop brings other rows."""
         if self._committed_run is None:
             self._committed_run = open_run(self.path)
-        for name, values in self._columns.items():
-            stored = self._committed_run.rows.get(name)
-            if stored is None or name == "picture":
-                continue
-            known = stored[row : row + n_rows]
-            given = np.asarray(values) if known.dtype.kind == "U" else self._session_numpy(values)
-            if not np.array_equal(known, given):
-                raise CaptureError(
-                    f"rows {row} to {row + n_rows - 1} come with another {name!r} than those that an earlier "
-                    "run committed. A capture goes on with the same rows in the same order: do not shuffle, "
-                    "or overwrite=True"
-                )
-
-    def _session_numpy(self, values: Any) -> NDArray[Any]:
         assert self._session is not None
-        return self._session.to_numpy(values)
+        for column in self._committed_run.manifest.layout.columns:
+            if column.name not in self._columns or column.name == "picture":
+                continue
+            known = self._committed_run.rows[column.name].stored(slice(row, row + n_rows))
+            given = self._session.to_numpy(column_values(column, self._columns[column.name]))
+            if known.tobytes() != given.astype(column.dtype, copy=False).tobytes():
+                raise CaptureError(
+                    f"rows {row} to {row + n_rows - 1} come with another {column.name!r} than those that an "
+                    "earlier run committed. A capture goes on with the same rows in the same order: do not "
+                    "shuffle, or overwrite=True"
+                )
 
     def planned_bytes(self, manifest: Manifest) -> int:
         """Return the bytes that the finished store will take; with a codec, judged by its first chunk."""

@@ -539,3 +539,32 @@ def test_a_source_that_gives_fewer_rows_than_it_said_is_an_error(tmp_path):
     with pytest.raises((lt.CaptureError, RuntimeError)):
         capture(tmp_path / "s", Short(values()))
     assert not lt.open(tmp_path / "s").complete
+
+
+def test_a_capture_does_not_fail_for_its_log(tmp_path, monkeypatch):
+    def full(self: Path, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    run = capture(tmp_path / "s")
+    assert run.complete
+    assert not list((tmp_path / "s" / "commits" / "log").glob("*.json"))
+
+
+def test_annotations_that_hold_nan_or_odd_texts_are_the_same_when_a_loop_goes_on(tmp_path):
+    scores = np.where(np.arange(40) % 3 == 0, np.nan, np.arange(40.0))
+
+    def loop(fail: bool) -> None:
+        with lt.record(model, tmp_path / "s", "a", memory=SMALL_MEMORY, writers=1) as rec:
+            for i in range(0, 40, 4):
+                rec(values()[i : i + 4])
+                rec.annotate(score=scores[i : i + 4], id=[os.fsdecode(b"caf\xe9") + str(i)] * 4)
+                if fail and i == 28:
+                    raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        loop(True)
+    loop(False)
+    run = lt.open(tmp_path / "s")
+    assert run.complete
+    assert np.array_equal(run.rows["score"][...], scores, equal_nan=True)
