@@ -127,7 +127,7 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
 @click.command()
 @click.argument("model")
 @click.argument("data")
-@click.argument("store", type=click.Path())
+@click.argument("store")
 @click.option(
     "--layers", "patterns", multiple=True, required=True, help="Names, globs, re:..., type:...; commas."
 )
@@ -212,7 +212,7 @@ def capture(
 
 
 @click.command()
-@click.argument("store", type=click.Path())
+@click.argument("store")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 @reports_errors
 def info(store: str, as_json: bool) -> None:
@@ -253,7 +253,7 @@ def info(store: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("store", type=click.Path())
+@click.argument("store")
 @click.option("--repair", is_flag=True, help="Drop what is damaged, so that the same capture makes it again.")
 @reports_errors
 def verify(store: str, repair: bool) -> None:
@@ -287,6 +287,24 @@ def verify(store: str, repair: bool) -> None:
         click.echo(f"dropped {len(blocks)} blocks ({n_rows:,} rows); the same capture makes them again")
     else:
         click.echo("wrote the metadata anew; no row was lost")
+
+
+@click.command()
+@click.argument("store")
+@click.argument("file", type=click.Path())
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@reports_errors
+def pack(store: str, file: str, overwrite: bool) -> None:
+    """Pack a finished store into one zip file, which every command reads in place.
+
+    \b
+    layertap pack run.zarr run.zip
+    """
+    from .plan import show_bytes
+    from .zipped import pack as pack_store
+
+    made = pack_store(store, file, overwrite=overwrite)
+    click.echo(f"{made}: {show_bytes(made.stat().st_size)}")
 
 
 def split_patterns(patterns: Sequence[str]) -> list[str]:
@@ -339,9 +357,8 @@ def _numbers(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, .
 
 
 def _announce(store: str, manifest: Any, n_done: int, memory: str) -> None:
-    from pathlib import Path
-
-    from .plan import free_bytes, show_bytes, store_bytes
+    from .place import place_of
+    from .plan import show_bytes, store_bytes
 
     layout = manifest.layout
     about = manifest.facts["taps"]
@@ -351,10 +368,11 @@ def _announce(store: str, manifest: Any, n_done: int, memory: str) -> None:
     if n_done == manifest.n_rows:
         click.echo(f"{store} is complete already; nothing is changed", err=True)
         return
-    total, free = store_bytes(layout, manifest.n_rows), free_bytes(Path(store))
+    total, free = store_bytes(layout, manifest.n_rows), place_of(store).free_bytes()
+    room = "" if free is None else f"; {show_bytes(free)} free"
     most = "up to " if any(tap.codec != "none" for tap in layout.taps) else ""
     click.echo(
-        f"{manifest.n_rows:,} rows: writes {most}{show_bytes(total)}; {show_bytes(free)} free. "
+        f"{manifest.n_rows:,} rows: writes {most}{show_bytes(total)}{room}. "
         f"Blocks of {layout.block_rows} rows ({show_bytes(layout.block_bytes)}) in {memory} of memory.",
         err=True,
     )

@@ -79,6 +79,11 @@ class MissingPackageError(LayertapError, ImportError):
     """An optional package is not installed."""
 
 
+def why(error: OSError) -> str:
+    """Return what an error of the system, or of a store's place, says of its reason."""
+    return error.strerror or str(error)
+
+
 def closest(name: str, known: Iterable[str], n: int = 5) -> str:
     """Return a sentence that names what is closest to `name` among `known`, or all of a few."""
     names = list(known)

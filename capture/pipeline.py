@@ -20,13 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CaptureError, NoSpaceError, StoreError
+from .errors import CaptureError, NoSpaceError, StoreError, why
 from .layout import Layout
+from .place import Place
 from .shard import ShardRecord, write_shard
 from .store import StoreWriter
 
@@ -233,7 +233,7 @@ class Pipeline:
             try:
                 self._write_shard(*job)
             except OSError as error:
-                self._fail(_explained(error, self.store.path))
+                self._fail(_explained(error, self.store.place))
             except BaseException as error:
                 self._fail(error)
             finally:
@@ -245,8 +245,8 @@ class Pipeline:
             ready()
         array = self.layout.arrays[i]
         slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
-        path = self.store.shard_path(array, slot.block)
-        record = write_shard(path, array, self.layout, slabs, slot.n_rows)
+        new = self.store.new_shard(array, slot.block)
+        record = write_shard(new, array, self.layout, slabs, slot.n_rows)
         with self._lock:
             slot.records[i] = record
             slot.n_waiting -= 1
@@ -272,13 +272,13 @@ class Pipeline:
         raise self._failure
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def _explained(error: OSError, place: Place) -> OSError:
     """Return what the user is told of a file that could not be written."""
     if isinstance(error, StoreError):
         return error
     kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
     explained = kind(
-        f"cannot write {error.filename or path}: {error.strerror or error}. Blocks that are committed "
+        f"cannot write {error.filename or place}: {why(error)}. Blocks that are committed "
         "are kept: once this is mended, the same capture goes on after them"
     )
     explained.__cause__ = error

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from .backend import Learned
 from .codecs import check_codec
@@ -23,6 +21,7 @@ from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes
+from .place import Place
 from .shard import FLUSH_BYTES
 from .taps import distinct_folders
 
@@ -47,7 +46,9 @@ class Settings:
     memory: str | int = DEFAULT_MEMORY
     """Bytes of host memory that the engine may hold, as a number or as text (`1GiB`)."""
     writers: int | None = None
-    """Writer threads; None: two, or one where there is one core."""
+    """Writer threads; None: two, or one where there is one core; four where they wait for a network."""
+    upload_bytes: int = 0
+    """Bytes that each writer holds back for an upload; 0 where the store is on a disk."""
 
     @property
     def memory_bytes(self) -> int:
@@ -63,7 +64,7 @@ class Settings:
         """
         if self.writers is not None and self.writers < 1:
             raise PlanError(f"a capture has at least one writer; {self.writers} were asked for")
-        return self.writers or min(2, os.cpu_count() or 1)
+        return self.writers or (4 if self.upload_bytes else min(2, os.cpu_count() or 1))
 
 
 def tap_arrays(learned: Sequence[Learned], settings: Settings) -> list[ArraySpec]:
@@ -196,25 +197,17 @@ def store_bytes(layout: Layout, n_rows: int, ratio: float = 1.0) -> int:
     return int((taps + columns) * n_rows)
 
 
-def free_bytes(path: Path) -> int:
-    """Return the bytes that are free for a store at `path`."""
-    folder = path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def check_space(path: Path, n_bytes: int) -> None:
-    """Refuse what the disk cannot hold.
+def check_space(place: Place, n_bytes: int) -> None:
+    """Refuse what the place cannot hold, where it tells.
 
     Raises:
         NoSpaceError: with what is needed and what is free.
     """
-    free = free_bytes(path)
-    if n_bytes > free:
+    free = place.free_bytes()
+    if free is not None and n_bytes > free:
         raise NoSpaceError(
-            f"the store needs {show_bytes(n_bytes)} and {show_bytes(free)} are free at "
-            f"{path.absolute().parent}. Cast to float16, choose a codec or fewer layers, or write elsewhere"
+            f"the store needs {show_bytes(n_bytes)} and {show_bytes(free)} are free for {place}. "
+            "Cast to float16, choose a codec or fewer layers, or write elsewhere"
         )
 
 
@@ -253,9 +246,9 @@ def _reserve(
     taps: Sequence[ArraySpec], step_rows: int, settings: Settings, kept_row_bytes: int | None
 ) -> int:
     """Return the bytes that are needed beside the blocks."""
-    first_step = slab_bytes(tuple(taps), step_rows)
+    first_step = slab_bytes(tuple(taps), step_rows) + settings.n_writers * settings.upload_bytes
     if kept_row_bytes is not None:
-        first_step = max(first_step, kept_row_bytes * step_rows)
+        first_step += max(0, kept_row_bytes * step_rows - slab_bytes(tuple(taps), step_rows))
     if settings.codec == "none":
         return first_step + settings.n_writers * CHUNK_BYTES
     largest = max((tap.row_bytes for tap in taps), default=0)

@@ -7,21 +7,31 @@ what surrounds it would cost many times more; `open_run(path, check=True)` check
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .dtypes import DType
-from .errors import FormatError, SelectionError, StoreError, closest
+from .errors import FormatError, SelectionError, StoreError, closest, why
 from .layout import ArraySpec
+from .place import PathLike, Place, place_of
 from .shard import Shard, ShardRecord
-from .store import Json, Manifest, committed_blocks, read_manifest, read_record, shard_name
+from .store import (
+    ROOT,
+    Json,
+    Manifest,
+    commit_path,
+    committed_blocks,
+    decode_record,
+    read_manifest,
+    read_record,
+    shard_path,
+)
 
 Values = NDArray[Any]
 Selector = slice | NDArray[np.intp]
@@ -30,18 +40,20 @@ Selector = slice | NDArray[np.intp]
 _WINDOW_SHARE = 0.25
 
 
-def open_run(path: str | os.PathLike[str], *, check: bool = False) -> Run:
+def open_run(path: PathLike | Place, *, check: bool = False, storage: Mapping[str, Any] | None = None) -> Run:
     """Open a store for reading; neither the model nor its framework is needed.
 
     Args:
-        path: the store's folder.
+        path: the store's folder, its URL (`s3://`, `gs://`, `az://`, `https://`), or a zip file of it.
         check: verify the checksum of every chunk that is touched, for small windows too.
+        storage: for a URL: options of obstore's `from_url`; what is not said comes from the environment.
 
     Raises:
         StoreNotFoundError: nothing is there.
         FormatError: it is not a store, or one of a newer format.
+        StoreError: what is there cannot be read.
     """
-    return Run(Path(path), check=check)
+    return Run(place_of(path, storage), check=check)
 
 
 class Run:
@@ -51,9 +63,9 @@ class Run:
     `refresh` looks for new ones.
     """
 
-    def __init__(self, path: Path, *, check: bool = False) -> None:
-        self.path = path
-        self.manifest: Manifest = read_manifest(path)
+    def __init__(self, place: Place, *, check: bool = False) -> None:
+        self.place = place
+        self.manifest: Manifest = read_manifest(place)
         self.check = check
         self.refresh()
         layout = self.manifest.layout
@@ -66,6 +78,11 @@ class Run:
         self.rows: dict[str, Array] = _Columns(
             (column.name, Array(self, len(layout.taps) + i)) for i, column in enumerate(layout.columns)
         )
+
+    @property
+    def path(self) -> Any:
+        """Where the store is: a path, or a URL as text."""
+        return self.place.path
 
     def __getitem__(self, name: str) -> Tap:
         try:
@@ -89,21 +106,14 @@ class Run:
 
     def refresh(self) -> None:
         """Look for blocks that were committed since the store was opened."""
-        self._root = self._identity()
-        self.manifest = read_manifest(self.path)
+        self._root = self.place.stamp(ROOT)
+        self.manifest = read_manifest(self.place)
         try:
-            self._blocks = committed_blocks(self.path)
-        except OSError as error:
-            raise FormatError(f"{self.path} has no commit records: {error.strerror}") from error
+            self._blocks = committed_blocks(self.place, self.manifest.n_blocks)
+        except FileNotFoundError as error:
+            raise FormatError(f"{self.path} has no commit records: {why(error)}") from error
         self.__dict__.pop("stats", None)
         self._records: dict[int, tuple[int, tuple[ShardRecord, ...]]] = {}
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self.path / "zarr.json")
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
 
     def check_same(self) -> None:
         """Refuse to read on in a store that has replaced the one that was opened.
@@ -111,7 +121,7 @@ class Run:
         Raises:
             StoreError: it has.
         """
-        if self._identity() == self._root:
+        if self.place.stamp(ROOT) == self._root:
             return
         before = self.manifest
         try:
@@ -161,15 +171,25 @@ class Run:
                 "are); run the same capture again to go on"
             )
         if block not in self._records:
-            self._records[block] = read_record(self.path, block, len(self.manifest.layout.arrays))
+            self._records[block] = read_record(self.place, block, len(self.manifest.layout.arrays))
         return self._records[block]
+
+    def records(self) -> list[tuple[ShardRecord, ...]]:
+        """Return the records of all committed blocks, in order: one for each array."""
+        unread = sorted(self._blocks - set(self._records))
+        names = [commit_path(block) for block in unread]
+        n_arrays = len(self.manifest.layout.arrays)
+        for block, name, data in zip(unread, names, self.place.read_many(names), strict=True):
+            if data is not None:
+                self._records[block] = decode_record(data, f"{self.place}/{name}", n_arrays)
+        return [self.record(block)[1] for block in sorted(self._blocks)]
 
     @cached_property
     def stats(self) -> dict[str, dict[str, int]]:
         """What was counted while capturing: for each tap its NaN (`nan`) and infinite (`inf`) values."""
         totals = {name: {"nan": 0, "inf": 0} for name in self.taps}
-        for block in sorted(self._blocks):
-            for total, shard in zip(totals.values(), self.record(block)[1], strict=False):
+        for records in self.records():
+            for total, shard in zip(totals.values(), records, strict=False):
                 total["nan"] += shard.n_nan
                 total["inf"] += shard.n_inf
         return totals
@@ -202,7 +222,7 @@ class Run:
     @property
     def n_bytes(self) -> int:
         """Bytes of all committed shards on disk."""
-        return sum(s.n_bytes for block in self._blocks for s in self.record(block)[1])
+        return sum(shard.n_bytes for records in self.records() for shard in records)
 
     def zarr(self) -> Any:
         """Return the store as a read-only `zarr.Group`; its bfloat16 arrays open too from then on."""
@@ -211,7 +231,7 @@ class Run:
         from . import bfloat16
 
         bfloat16.register()
-        return zarr.open_group(self.path, mode="r")
+        return zarr.open_group(self.place.zarr(), mode="r")
 
 
 class _Columns(dict[str, "Array"]):
@@ -301,30 +321,35 @@ class Array:
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         starts = np.flatnonzero(np.diff(ordered // chunk_rows, prepend=-1))
-        opened, shard = -1, None
+        parts: dict[int, list[tuple[int, NDArray[np.intp], NDArray[np.intp]]]] = {}
         for start, stop in zip(starts, [*starts[1:], len(ordered)], strict=True):
             first = int(ordered[start])
             block, chunk = first // layout.block_rows, first % layout.block_rows // chunk_rows
-            within = ordered[start:stop] % chunk_rows
-            if shard is None or block != opened:
-                opened, shard = block, self._shard(block)
-            if window is None:
-                values = _rows(shard.chunk(chunk), spec)[_slice(within)]
-            else:
-                values = _windows(shard, chunk, within, window, spec)
-            out[_slice(order[start:stop])] = _select(values, inner if window is None else _rest(inner, spec))
+            parts.setdefault(block, []).append((chunk, ordered[start:stop] % chunk_rows, order[start:stop]))
+
+        def fill(block: int) -> None:
+            shard, wanted = self._shard(block), parts[block]
+            read = _whole_chunks if window is None else _windows
+            for values, target in read(shard, spec, wanted, window):
+                out[_slice(target)] = _select(values, inner if window is None else _rest(inner, spec))
+
+        self._run.check_same()
+        n_at_once = min(self._run.place.parallel, len(parts))
+        if n_at_once < 2:
+            for block in parts:
+                fill(block)
+            return out
+        with ThreadPoolExecutor(n_at_once) as pool:
+            for _ in pool.map(fill, parts):
+                pass
         return out
 
     def _shard(self, block: int) -> Shard:
-        self._run.check_same()
         record = self._run.record(block)[1][self._index]
-        path = self._run.path / self._spec.path / shard_name(block, len(self._spec.dims))
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise StoreError(f"{path} was committed and cannot be opened: {error.strerror}") from error
-        stamp = (status.st_ino, status.st_mtime_ns)
-        return _open_shard(path, self._spec, self._run.manifest.layout, record, stamp)
+        place, name = self._run.place, shard_path(self._spec, block)
+        # An open file stays what it was when another takes its name, whose record may be equal.
+        stamp = place.stamp(name) if place.keeps_open else None
+        return _open_shard(place, name, self._spec, self._run.manifest.layout, record, stamp)
 
 
 class Tap(Array):
@@ -341,12 +366,12 @@ class Tap(Array):
 
 
 # A few shards stay open: their indexes need not be read and checked again. What falls out is closed when
-# nothing holds it any more. `stamp` tells a store from the one that it replaced: their records may be equal.
+# nothing holds it any more.
 @lru_cache(maxsize=64)
 def _open_shard(
-    path: Path, spec: ArraySpec, layout: Any, record: ShardRecord, stamp: tuple[int, int]
+    place: Place, name: str, spec: ArraySpec, layout: Any, record: ShardRecord, stamp: Any
 ) -> Shard:
-    return Shard(path, spec, layout, record)
+    return Shard(place, name, spec, layout, record)
 
 
 def _selectors(key: Any, shape: tuple[int, ...], name: str) -> tuple[list[Selector], frozenset[int]]:
@@ -442,15 +467,40 @@ def _rest(inner: Sequence[Selector], spec: ArraySpec) -> list[Selector]:
     return [wanted - wanted.min(), *inner[1:]]
 
 
-def _windows(shard: Shard, chunk: int, rows: NDArray[np.intp], window: slice, spec: ArraySpec) -> Values:
+def _whole_chunks(
+    shard: Shard,
+    spec: ArraySpec,
+    wanted: Sequence[tuple[int, NDArray[np.intp], NDArray[np.intp]]],
+    window: slice | None,
+) -> Iterator[tuple[Values, NDArray[np.intp]]]:
+    """Yield the values of rows and where they go, for (chunk, rows in it, where they go) of one shard."""
+    chunks = shard.chunks([chunk for chunk, _, _ in wanted])
+    for (_, rows, target), data in zip(wanted, chunks, strict=True):
+        yield _rows(data, spec)[_slice(rows)], target
+
+
+def _windows(
+    shard: Shard,
+    spec: ArraySpec,
+    wanted: Sequence[tuple[int, NDArray[np.intp], NDArray[np.intp]]],
+    window: slice | None,
+) -> Iterator[tuple[Values, NDArray[np.intp]]]:
+    """Do the same for a window of each row, read by itself."""
+    assert window is not None
     entry_bytes = spec.row_bytes // spec.shape[0]
     shape = (window.stop - window.start, *spec.shape[1:])
-    values: Values = np.empty((len(rows), *shape), spec.dtype)
-    for i, row in enumerate(rows.tolist()):
-        start = row * spec.row_bytes
-        data = shard.window(chunk, start + window.start * entry_bytes, start + window.stop * entry_bytes)
-        values[i] = np.frombuffer(data, spec.dtype).reshape(shape)
-    return values
+    starts = [
+        (chunk, row * spec.row_bytes + window.start * entry_bytes)
+        for chunk, rows, _ in wanted
+        for row in rows.tolist()
+    ]
+    n_bytes = shape[0] * entry_bytes
+    data = shard.windows([(chunk, start, start + n_bytes) for chunk, start in starts])
+    for _, rows, target in wanted:
+        values: Values = np.empty((len(rows), *shape), spec.dtype)
+        for i in range(len(rows)):
+            values[i] = np.frombuffer(next(data), spec.dtype).reshape(shape)
+        yield values, target
 
 
 def _text(encoded: NDArray[np.uint8], single: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,11 @@ from .backend import backend_for, backend_named
 from .data import Preprocess
 from .errors import DataError, PlanError
 from .parts import Part
+from .place import PathLike, place_of
 from .plan import DEFAULT_MEMORY, Settings
 from .progress import Progress
 from .reader import Run, open_run
-from .recorder import Facts, PathLike, Recorder
+from .recorder import Facts, Recorder
 from .store import Manifest
 from .taps import Patterns
 
@@ -33,13 +34,15 @@ def record(
     overwrite: bool = False,
     backend: str | None = None,
     writers: int | None = None,
+    storage: Mapping[str, Any] | None = None,
 ) -> Recorder:
     """Capture `layers` of `model` while a loop of your own runs it.
 
     Args:
         model: what runs; a `torch.nn.Module`, or a function from a batch to a dict of arrays.
-        path: the store to make. One whose capture was killed is gone on with: run the same loop again, and
-            rows that are committed are not captured again.
+        path: the store to make, a folder or a URL (`s3://bucket/run.zarr`, `gs://`, `az://`). One whose
+            capture was killed is gone on with: run the same loop again, and rows that are committed are not
+            captured again.
         layers: names, globs, `re:` expressions, `type:` names or callables; see
             `layertap.capture.taps.select`.
         dtype: cast floating-point values to `float16`, `bfloat16` or `float32`.
@@ -52,6 +55,7 @@ def record(
         overwrite: replace a store that is there.
         backend: name of the backend, where it does not follow from the model.
         writers: writer threads.
+        storage: for a URL: options of obstore's `from_url`; what is not said comes from the environment.
 
     Returns:
         A context manager, a `Recorder`: call the model inside it, and `annotate` after each batch.
@@ -64,7 +68,7 @@ def record(
     """
     return Recorder(
         model,
-        path,
+        place_of(path, storage),
         layers,
         settings=Settings(dtype, codec, memory, writers),
         facts=Facts(
@@ -96,6 +100,7 @@ def record_dataset(
     overwrite: bool = False,
     backend: str | None = None,
     writers: int | None = None,
+    storage: Mapping[str, Any] | None = None,
     progress: bool = False,
     on_plan: Callable[[Manifest, int], None] | None = None,
 ) -> Run:
@@ -129,6 +134,7 @@ def record_dataset(
         overwrite: replace a store that is there.
         backend: name of the backend, where it does not follow from the model.
         writers: writer threads.
+        storage: see `record`.
         progress: show a bar with rows, rate, bytes, the slowest stage and the time left.
         on_plan: called once, with the manifest and the rows that are committed already, when the first batch
             has shown what there is and before anything is written.
@@ -154,7 +160,7 @@ def record_dataset(
         )
     recorder = Recorder(
         model,
-        path,
+        place_of(path, storage),
         layers,
         settings=Settings(dtype, codec, memory, writers),
         facts=Facts(
@@ -174,7 +180,7 @@ def record_dataset(
     )
     with recorder:
         recorder.run(source, source.default_workers if workers is None else workers)
-    return open_run(path)
+    return open_run(recorder.place)
 
 
 def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:

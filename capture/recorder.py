@@ -10,12 +10,10 @@ like any other, so no forward is spent on looking.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,29 +23,25 @@ from .backend import Backend, Learned, Session
 from .columns import column_spec, column_values
 from .data import Preprocess, Source
 from .errors import CaptureError, DataError, PlanError, StoreExistsError
-from .journal import StoreLock, versions, write_log
+from .journal import versions, write_log
 from .layout import Layout, array_view
 from .parts import Part
 from .pipeline import Piece, Pipeline, Stages
+from .place import PathLike, Place, place_of
 from .plan import Settings, check_memory, check_space, plan_layout, slots_of, store_bytes, tap_arrays
 from .progress import Progress
 from .reader import Run, open_run
 from .store import (
-    COMMITS,
     Json,
     Manifest,
     StoreWriter,
     check_removable,
     committed_blocks,
-    is_empty_folder,
     plan_differences,
     read_manifest,
     read_record,
-    remove_store,
 )
 from .taps import Patterns, distinct_folders
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ class Recorder:
     def __init__(
         self,
         model: Any,
-        path: PathLike,
+        path: PathLike | Place,
         layers: Patterns,
         *,
         settings: Settings,
@@ -88,18 +82,19 @@ class Recorder:
         progress: Progress | None = None,
         on_plan: Callable[[Manifest, int], None] | None = None,
     ) -> None:
-        self.path = Path(path).resolve() if os.path.islink(path) else Path(path)
+        self.place = place_of(path)
         #: Rows that have passed so far, those that were committed by an earlier run included.
         self.row = 0
         #: Whether all of this part's blocks were committed before; nothing is captured then.
         self.finished = False
         self._backend, self._model, self._layers = backend, model, layers
-        self._settings, self._facts = settings, facts
+        self._settings = replace(settings, upload_bytes=self.place.upload_bytes)
+        self._facts = facts
         self._n_rows, self._batch_size, self._overwrite = n_rows, batch_size, overwrite
         self._part = part or Part()
         if self._part.n > 1 and overwrite:
             raise PlanError(
-                f"part {self._part} cannot overwrite {self.path}: it would take away what the others write. "
+                f"part {self._part} cannot overwrite {self.place}: it would take away what the others write. "
                 "Remove the store first"
             )
         self._progress, self._on_plan = progress, on_plan
@@ -114,12 +109,12 @@ class Recorder:
         self._committed_run: Run | None = None
         self._pieces: list[Piece] = []
         self._columns: dict[str, Any] = {}
-        self._lock: StoreLock | None = None
+        self._store: StoreWriter | None = None
         self._started = 0.0
 
     def __enter__(self) -> Recorder:
         self._started = time.time()
-        if self.path.exists() and not is_empty_folder(self.path):
+        if self.place.exists():
             self._look_at_existing()
         self._session = self._backend.session(self._model, self._layers)
         self._session.attach(self)
@@ -287,18 +282,18 @@ class Recorder:
 
     def _look_at_existing(self) -> None:
         if self._overwrite:
-            check_removable(self.path)
+            check_removable(self.place)
             return
-        manifest = read_manifest(self.path)
-        self._done = committed_blocks(self.path)
+        manifest = read_manifest(self.place)
+        self._done = committed_blocks(self.place, manifest.n_blocks)
         if manifest.n_rows is None:
             # A loop's last block may be short; where the loop did not end, it is made again.
             n_arrays = len(manifest.layout.arrays)
             full = manifest.layout.block_rows
-            self._done = {b for b in self._done if read_record(self.path, b, n_arrays)[0] == full}
+            self._done = {b for b in self._done if read_record(self.place, b, n_arrays)[0] == full}
         elif self._n_rows is None:
             raise StoreExistsError(
-                f"{self.path} holds a finished capture of {manifest.n_rows} rows. Choose another name, or "
+                f"{self.place} holds a finished capture of {manifest.n_rows} rows. Choose another name, or "
                 "overwrite=True (--overwrite) to make it anew"
             )
         self._existing = manifest
@@ -355,7 +350,7 @@ class Recorder:
             if self._on_plan is not None:
                 self._on_plan(planned, 0)
             if planned.n_rows is not None:
-                check_space(self.path, self.planned_bytes(planned))
+                check_space(self.place, self.planned_bytes(planned))
             try:
                 return self._create_store(planned)
             except StoreExistsError:
@@ -371,9 +366,9 @@ class Recorder:
         if self.finished:
             return None
         self._slots(manifest.layout)
-        self._lock_blocks(self.path, manifest)
+        self._store = StoreWriter.join(self.place, manifest, self._blocks_of(manifest))
         self._look_at_existing()  # what was committed until the lock was ours
-        return StoreWriter(self.path, manifest)
+        return self._store
 
     def _slots(self, layout: Layout) -> int:
         """Return how many blocks are held at once, or refuse what memory does not hold."""
@@ -382,22 +377,13 @@ class Recorder:
         return n_slots
 
     def _create_store(self, planned: Manifest) -> StoreWriter:
-        replaced = None
-        if self._overwrite and (self.path / COMMITS).is_dir():
-            replaced = StoreLock(self.path, None)  # nobody may be writing what is removed
-        try:
-            store = StoreWriter.create(
-                self.path, planned, self._overwrite, lambda folder: self._lock_blocks(folder, planned)
-            )
-        finally:
-            if replaced is not None:
-                replaced.release()
+        self._store = StoreWriter.create(self.place, planned, self._blocks_of(planned), self._overwrite)
         self._created = self._part.n == 1
-        return store
+        return self._store
 
-    def _lock_blocks(self, folder: Path, manifest: Manifest) -> None:
-        blocks = self._part.blocks(manifest.n_blocks) if manifest.n_rows is not None else None
-        self._lock = StoreLock(folder, blocks)
+    def _blocks_of(self, manifest: Manifest) -> range | None:
+        """Return the blocks to lock: this part's; all where nobody knows yet how many there will be."""
+        return self._part.blocks(manifest.n_blocks) if manifest.n_rows is not None else None
 
     def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
         assert self._session is not None
@@ -445,7 +431,7 @@ class Recorder:
         differences = plan_differences(existing.to_json(), ours.to_json())
         if differences:
             raise StoreExistsError(
-                f"{self.path} was captured by another plan:\n  "
+                f"{self.place} was captured by another plan:\n  "
                 + "\n  ".join(differences)
                 + "\nChoose another name, or overwrite=True (--overwrite) to make it anew"
             )
@@ -474,7 +460,7 @@ class Recorder:
     def _compare_columns(self, row: int, n_rows: int) -> None:
         """Hold what an earlier run committed against this one: a shuffled loop brings other rows."""
         if self._committed_run is None:
-            self._committed_run = open_run(self.path)
+            self._committed_run = open_run(self.place)
         assert self._session is not None
         for column in self._committed_run.manifest.layout.columns:
             if column.name not in self._columns or column.name == "picture":
@@ -519,17 +505,21 @@ class Recorder:
             if self._progress is not None:
                 self._progress.stop()
             with contextlib.suppress(OSError):  # the error on its way says more than this one would
-                if failed and self._created and not committed_blocks(self.path):
-                    remove_store(self.path)
-            if self._lock is not None:
-                self._lock.release()
+                if failed and self._created and not self._committed():
+                    self.place.remove()
+            if self._store is not None:
+                self._store.release()
+
+    def _committed(self) -> set[int]:
+        assert self._store is not None
+        return committed_blocks(self.place, self._store.manifest.n_blocks)
 
     def _check_committed(self) -> None:
         """Hold what is committed against what this part of the data set should have come to."""
         if self._pipeline is None:
             return
         n_blocks = self._pipeline.store.manifest.n_blocks
-        missing = set(self._part.blocks(n_blocks)) - committed_blocks(self.path)
+        missing = set(self._part.blocks(n_blocks)) - self._committed()
         if missing:
             raise CaptureError(
                 f"{len(missing)} of {n_blocks} blocks were not captured, block {min(missing)} first: fewer "
@@ -540,7 +530,7 @@ class Recorder:
         pipeline = self._pipeline
         if pipeline is not None:
             pipeline.close(failed=failed)
-            write_log(self.path, self._started, pipeline.stages, failed)
+            write_log(self.place, self._started, pipeline.stages, failed)
         if failed:
             return
         if self._n_rows is not None:
@@ -548,5 +538,5 @@ class Recorder:
         elif pipeline is not None:
             pipeline.store.close_rows(self.row)
         elif self._existing is not None and self._all_committed_before():
-            self._lock_blocks(self.path, self._existing)
-            StoreWriter(self.path, self._existing).close_rows(self.row)
+            self._store = StoreWriter.join(self.place, self._existing, None)
+            self._store.close_rows(self.row)

@@ -10,19 +10,18 @@ pages (zeros fill the page that their checksum begins), which Zarr's index allow
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checksum import CRC_BYTES, crc32c, crc_bytes, unsealed
 from .dtypes import EXPONENT_BITS, DType
-from .errors import ChecksumError, FormatError, StoreError
-from .files import PAGE, Bytes, DurableFile
+from .errors import ChecksumError, FormatError, StoreError, why
+from .files import PAGE
 from .layout import ArraySpec, Layout
+from .place import Blob, Bytes, NewFile, Place
 
 _MISSING = 2**64 - 1
 FLUSH_BYTES = 4 * 1024 * 1024
@@ -45,12 +44,12 @@ class ShardRecord:
 
 
 def write_shard(
-    path: Path, array: ArraySpec, layout: Layout, slabs: Sequence[memoryview], n_rows: int
+    new: NewFile, array: ArraySpec, layout: Layout, slabs: Sequence[memoryview], n_rows: int
 ) -> ShardRecord:
-    """Write the first `n_rows` rows of a block of `array`, durable, under a temporary name.
+    """Write the first `n_rows` rows of a block of `array`, durable, into a file not published yet.
 
     Args:
-        path: the shard's final name; `files.publish` gives it.
+        new: the shard's file, not begun yet.
         array: which array of `layout`.
         layout: how slabs are laid out.
         slabs: the block's slabs, in order, read-only.
@@ -67,7 +66,7 @@ def write_shard(
     offset = layout.offsets[layout.arrays.index(array)]
     n_nan = n_inf = position = chunks_crc = 0
     batch = _Batch()
-    with DurableFile(path) as file:
+    with new as file:
         for i in range(n_chunks):
             last = min((i + 1) * chunk_rows, n_rows)
             pieces = list(_pieces(array, offset, layout.step_rows, slabs, i * chunk_rows, last))
@@ -102,7 +101,7 @@ class _Batch:
         self._direct = False
         self._n_bytes = 0
 
-    def add(self, file: DurableFile, buffers: list[Bytes], *, direct: bool, flush: bool = False) -> None:
+    def add(self, file: NewFile, buffers: list[Bytes], *, direct: bool, flush: bool = False) -> None:
         if direct != self._direct:
             self.write(file)
             self._direct = direct
@@ -111,7 +110,7 @@ class _Batch:
         if flush and self._n_bytes >= FLUSH_BYTES:
             self.write(file)
 
-    def write(self, file: DurableFile) -> None:
+    def write(self, file: NewFile) -> None:
         file.write(self._buffers, direct=self._direct)
         self._buffers, self._n_bytes = [], 0
 
@@ -175,17 +174,18 @@ class Shard:
         FormatError: its index points outside it.
     """
 
-    def __init__(self, path: Path, array: ArraySpec, layout: Layout, record: ShardRecord) -> None:
-        self._fd = -1
-        self.path = path
+    def __init__(
+        self, place: Place, name: str, array: ArraySpec, layout: Layout, record: ShardRecord
+    ) -> None:
+        self.name = f"{place}/{name}"
         self._array = array
         self._chunk_rows = layout.chunk_rows(array)
         self._record = record
         self._index_start = record.n_bytes - CRC_BYTES - 16 * (layout.block_rows // self._chunk_rows)
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._blob: Blob = place.blob(name)
         except OSError as error:
-            raise StoreError(f"{path} was committed and cannot be opened: {error.strerror}") from error
+            raise StoreError(f"{self.name} was committed and cannot be opened: {why(error)}") from error
         try:
             self._index = self._read_index(layout.block_rows // self._chunk_rows, record)
         except BaseException:
@@ -198,25 +198,27 @@ class Shard:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._blob.close()
 
-    def chunk(self, i: int) -> NDArray[np.uint8]:
-        """Return the decoded bytes of inner chunk `i`, checked."""
-        offset, n_bytes = self._extent(i)
-        data = unsealed(self._read(offset, n_bytes))
-        if data is None:
-            raise ChecksumError(
-                f"inner chunk {i} of {self.path} is damaged: its bytes do not give its CRC-32C"
-            )
-        decoded = self._array.encoding.decode(data, self._chunk_rows * self._array.row_bytes)
-        return np.frombuffer(decoded, np.uint8)
+    def chunks(self, numbers: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the decoded bytes of inner chunks, checked."""
+        for i, stored in zip(numbers, self._read_many([self._extent(i) for i in numbers]), strict=True):
+            yield self._decoded(i, stored)
+
+    def windows(self, wanted: Sequence[tuple[int, int, int]]) -> Iterator[bytes]:
+        """Yield bytes `start` to `stop` of inner chunk `i`, for each `(i, start, stop)`, *unchecked*.
+
+        The array has no codec.
+        """
+        extents = []
+        for i, start, stop in wanted:
+            offset, n_bytes = self._extent(i)
+            if not 0 <= start <= stop <= n_bytes - CRC_BYTES:
+                raise FormatError(f"inner chunk {i} of {self.name} is shorter than its rows")
+            extents.append((offset + start, stop - start))
+        yield from self._read_many(extents)
 
     def check(self, n_rows: int) -> None:
         """Read all of the shard's first `n_rows` rows, and its padding, and hold them to their checksums.
@@ -225,51 +227,61 @@ class Shard:
             ChecksumError: something is not what was written.
             FormatError: something is not there.
         """
+        extents = [self._extent(i) for i in range(-(-n_rows // self._chunk_rows))]
         chunks_crc = end = 0
-        for i in range(-(-n_rows // self._chunk_rows)):
-            offset, n_bytes = self._extent(i)
+        for i, stored in enumerate(self._read_many(extents)):
+            offset, n_bytes = extents[i]
             self._check_padding(end, offset)
-            self.chunk(i)
-            chunks_crc = crc32c(self._read(offset + n_bytes - CRC_BYTES, CRC_BYTES), chunks_crc)
+            self._decoded(i, stored)
+            chunks_crc = crc32c(stored[-CRC_BYTES:], chunks_crc)
             end = offset + n_bytes
         self._check_padding(end, self._index_start)
         if chunks_crc != self._record.chunks_crc:
-            raise ChecksumError(f"{self.path} holds other values than those that were committed")
+            raise ChecksumError(f"{self.name} holds other values than those that were committed")
+
+    def _decoded(self, i: int, stored: bytes) -> NDArray[np.uint8]:
+        data = unsealed(stored)
+        if data is None:
+            raise ChecksumError(
+                f"inner chunk {i} of {self.name} is damaged: its bytes do not give its CRC-32C"
+            )
+        decoded = self._array.encoding.decode(data, self._chunk_rows * self._array.row_bytes)
+        return np.frombuffer(decoded, np.uint8)
 
     def _check_padding(self, start: int, stop: int) -> None:
-        if not start <= stop < start + PAGE or any(self._read(start, stop - start)):
-            raise ChecksumError(f"{self.path} has something between its chunks, at byte {start}")
-
-    def window(self, i: int, start: int, stop: int) -> bytes:
-        """Return bytes `start:stop` of inner chunk `i` of an array without a codec, *unchecked*."""
-        offset, n_bytes = self._extent(i)
-        if not 0 <= start <= stop <= n_bytes - CRC_BYTES:
-            raise FormatError(f"inner chunk {i} of {self.path} is shorter than its rows")
-        return self._read(offset + start, stop - start)
+        if not start <= stop < start + PAGE or (stop > start and any(self._read(start, stop - start))):
+            raise ChecksumError(f"{self.name} has something between its chunks, at byte {start}")
 
     def _read_index(self, n_chunks: int, record: ShardRecord) -> NDArray[np.uint64]:
-        size = os.fstat(self._fd).st_size
+        n_bytes = n_chunks * 16 + CRC_BYTES
+        if self._index_start < 0:
+            raise FormatError(f"{self.name} is too short: {record.n_bytes} bytes do not hold its index")
+        stored = self._blob.read(self._index_start, n_bytes)
+        size = self._blob.n_bytes
         if size != record.n_bytes:
-            raise ChecksumError(f"{self.path} has {size} bytes; {record.n_bytes} were committed")
-        index_bytes = n_chunks * 16
-        index = unsealed(self._read(size - index_bytes - CRC_BYTES, index_bytes + CRC_BYTES))
-        if index is None or crc32c(index) != record.index_crc:
-            raise ChecksumError(f"the index of {self.path} is damaged")
+            raise ChecksumError(f"{self.name} has {size} bytes; {record.n_bytes} were committed")
+        index = unsealed(stored)
+        if len(stored) != n_bytes or index is None or crc32c(index) != record.index_crc:
+            raise ChecksumError(f"the index of {self.name} is damaged")
         return np.frombuffer(index, "<u8").reshape(n_chunks, 2)
 
     def _extent(self, i: int) -> tuple[int, int]:
         offset, n_bytes = (int(n) for n in self._index[i])
         if offset == _MISSING:
-            raise FormatError(f"inner chunk {i} of {self.path} is missing")
+            raise FormatError(f"inner chunk {i} of {self.name} is missing")
         return offset, n_bytes
 
-    def _read(self, offset: int, n_bytes: int) -> bytes:
-        if offset < 0 or n_bytes < 0:
-            raise FormatError(f"{self.path} is too short")
-        data = os.pread(self._fd, n_bytes, offset)
-        while len(data) < n_bytes:
-            more = os.pread(self._fd, n_bytes - len(data), offset + len(data))
-            if not more:
-                raise FormatError(f"{self.path} ends at byte {offset + len(data)}, inside a chunk")
-            data += more
-        return data
+    def _read(self, start: int, n_bytes: int) -> bytes:
+        return next(self._read_many([(start, n_bytes)]))
+
+    def _read_many(self, extents: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        for start, n_bytes in extents:
+            if start < 0 or n_bytes < 0 or start + n_bytes > self._record.n_bytes:
+                raise FormatError(
+                    f"{self.name} ends at byte {self._record.n_bytes}, inside a chunk that its index has at "
+                    f"byte {start}"
+                )
+        for (start, n_bytes), data in zip(extents, self._blob.read_many(extents), strict=True):
+            if len(data) < n_bytes:
+                raise FormatError(f"{self.name} ends at byte {start + len(data)}, inside a chunk")
+            yield data

@@ -1,22 +1,11 @@
-"""The writing side of a store: made whole in one rename, then committed block by block.
-
-What the files mean is written in FORMAT.md. The store's folder appears under its name with all of its
-metadata at once, because it is made beside it and renamed: of several processes that make the same store,
-one wins and the others find it made.
-"""
+"""What a store's files hold, and committing to it block by block; FORMAT.md is the specification."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,9 +14,9 @@ from numpy.typing import NDArray
 from .checksum import crc32c, sealed, unsealed
 from .codecs import CODECS
 from .dtypes import dtype_name, fill_value, named_dtype
-from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, StoreNotFoundError
-from .files import PART, publish, sync_folder, write_file
+from .errors import ChecksumError, FormatError, StoreExistsError, StoreNotFoundError
 from .layout import ArraySpec, Layout
+from .place import Lock, NewFile, Place
 from .shard import ShardRecord
 
 Json = dict[str, Any]
@@ -35,9 +24,11 @@ Json = dict[str, Any]
 #: The version of FORMAT.md that this code writes, and the newest that it reads.
 FORMAT_VERSION = 1
 COMMITS = "commits"
+#: What a store keeps of the runs that made it, where Zarr readers do not look and no reader needs to.
+LOG = f"{COMMITS}/log"
+ROOT = "zarr.json"
 _ATTRIBUTE = "layertap"
 _CRC_KEY = "crc32c"
-_ABANDONED_S = 600  # making a store takes a moment; nobody is still at it after this
 _RECORD_FIELDS = ("bytes", "index_crc32c", "chunks_crc32c", "nan", "inf")
 
 
@@ -122,142 +113,116 @@ class Manifest:
 
 
 class StoreWriter:
-    """A store that blocks are committed to.
+    """A store that blocks are committed to, locked against others that would write the same blocks.
 
     Safe to use from many threads and processes as long as no block is written by two of them.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, place: Place, manifest: Manifest, lock: Lock) -> None:
+        self.place = place
         self.manifest = manifest
+        self._lock = lock
 
     @classmethod
     def create(
-        cls,
-        path: Path,
-        manifest: Manifest,
-        overwrite: bool = False,
-        prepare: Callable[[Path], None] = lambda folder: None,
+        cls, place: Place, manifest: Manifest, blocks: range | None, overwrite: bool = False
     ) -> StoreWriter:
-        """Make an empty store at `path`.
+        """Make an empty store at `place`.
 
         Args:
-            path: where it appears, whole.
+            place: where it appears, whole.
             manifest: what it will hold.
+            blocks: the blocks to lock; None for all there will ever be.
             overwrite: remove the store that is there first.
-            prepare: called with the folder before it gets its name, to lock it before anybody sees it.
 
         Raises:
             StoreExistsError: something is there already, and `overwrite` is false.
-            StoreError: the folder cannot be made.
+            StoreError: it cannot be made.
         """
         Manifest.from_json(manifest.to_json())  # what could not be read again is not begun
+        return cls(place, manifest, place.make(metadata_files(manifest), overwrite=overwrite, blocks=blocks))
+
+    @classmethod
+    def join(cls, place: Place, manifest: Manifest, blocks: range | None) -> StoreWriter:
+        """Go on with the store at `place`.
+
+        Raises:
+            StoreError: another process is writing some of `blocks`.
+        """
+        lock = place.lock(blocks)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
-            made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
-        except OSError as error:
-            raise StoreError(f"cannot make a store in {path.parent}: {error.strerror}") from error
-        try:
-            made.chmod(0o777 & ~_umask())
-            _write_metadata(made, manifest)
-            prepare(made)
-            if overwrite and path.exists():
-                remove_store(path)
-            try:
-                os.rename(made, path)
-            except OSError as error:
-                raise StoreExistsError(f"{path} exists already") from error
-            sync_folder(path.parent)
+            # Where the root is made first, a process that died next has left the rest to be made.
+            files = metadata_files(manifest)
+            for (name, data), found in zip(files.items(), place.read_many(list(files)), strict=True):
+                if found is None:
+                    place.write(name, data)
         except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
+            lock.release()
             raise
-        return cls(path, manifest)
+        return cls(place, manifest, lock)
 
-    def array_folder(self, array: ArraySpec) -> Path:
-        """Return the folder that holds the shards of `array`."""
-        return self.path / array.path
-
-    def shard_path(self, array: ArraySpec, block: int) -> Path:
-        """Return the final name of the shard that holds `block` of `array`."""
-        return self.path / array.path / shard_name(block, len(array.dims))
+    def new_shard(self, array: ArraySpec, block: int) -> NewFile:
+        """Begin the shard that holds `block` of `array`."""
+        return self.place.new_file(shard_path(array, block))
 
     def commit(self, block: int, n_rows: int, records: Sequence[ShardRecord]) -> None:
         """Give the durable shards of `block` their names, then record it, all or nothing."""
-        for array in self.manifest.layout.arrays:
-            publish(self.shard_path(array, block))
-        for array in self.manifest.layout.arrays:
-            sync_folder(self.array_folder(array))
-        write_file(commit_path(self.path, block), encode_record(n_rows, records))
+        self.place.publish([shard_path(array, block) for array in self.manifest.layout.arrays])
+        self._lock.check()
+        self.place.write(commit_path(block), encode_record(n_rows, records))
 
     def close_rows(self, n_rows: int) -> None:
         """Write the number of rows of a store that was made without it."""
         self.manifest = replace(self.manifest, n_rows=n_rows)
-        for name, text in metadata_files(self.manifest).items():
-            if name != "zarr.json":
-                write_file(self.path / name, text)
-        write_file(self.path / "zarr.json", metadata_files(self.manifest)["zarr.json"])
+        for name, data in metadata_files(self.manifest).items():  # the root's comes last
+            self.place.write(name, data)
+
+    def release(self) -> None:
+        """Let the next writer in; may be called more than once."""
+        self._lock.release()
 
 
-def is_empty_folder(path: Path) -> bool:
-    """Return whether there is a folder at `path` with nothing in it."""
-    return path.is_dir() and not any(path.iterdir())
-
-
-def check_removable(path: Path) -> None:
+def check_removable(place: Place) -> None:
     """Refuse to overwrite what is not a store, nor an empty folder.
 
     Raises:
         StoreExistsError: with the path; it is left as it is.
     """
-    if path.is_dir():
-        if is_empty_folder(path):
-            return
-        try:
-            has_attribute = _ATTRIBUTE in json.loads((path / "zarr.json").read_bytes())["attributes"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            has_attribute = False
-        if has_attribute:
-            return
-    raise StoreExistsError(
-        f"{path} exists and is not a layertap store, so it is not overwritten; choose another name"
-    )
+    if not place.exists():
+        return
+    try:
+        has_attribute = _ATTRIBUTE in json.loads(place.read(ROOT))["attributes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        has_attribute = False
+    if not has_attribute:
+        raise StoreExistsError(
+            f"{place} exists and is not a layertap store, so it is not overwritten; choose another name"
+        )
 
 
-def remove_store(path: Path) -> None:
-    """Remove the store at `path`.
-
-    Raises:
-        StoreExistsError: what is there is not a store; it is left as it is.
-    """
-    check_removable(path)
-    doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
-    os.rename(path, doomed / "store")
-    shutil.rmtree(doomed)
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the store at `path`.
+def read_manifest(place: Place) -> Manifest:
+    """Read the manifest of the store at `place`.
 
     Raises:
         StoreNotFoundError: nothing is there.
         FormatError: it is not a store, or one of a newer format.
     """
-    if not path.exists():
-        raise StoreNotFoundError(f"there is no store at {path}; a capture makes one")
-    root = path / "zarr.json"
-    if not root.is_file():
-        raise FormatError(f"{path} is not a layertap store: it has no zarr.json")
     try:
-        attributes = json.loads(root.read_bytes())["attributes"][_ATTRIBUTE]
+        data = place.read(ROOT)
+    except (FileNotFoundError, NotADirectoryError):
+        if not place.exists():
+            raise StoreNotFoundError(f"there is no store at {place}; a capture makes one") from None
+        raise FormatError(f"{place} is not a layertap store: it has no zarr.json") from None
+    try:
+        attributes = json.loads(data)["attributes"][_ATTRIBUTE]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(
-            f"{path} is not a layertap store: its zarr.json has no attribute 'layertap'"
+            f"{place} is not a layertap store: its zarr.json has no attribute 'layertap'"
         ) from None
     try:
         return Manifest.from_json(attributes)
     except FormatError as error:
-        raise type(error)(f"{path} cannot be read: {error}") from error
+        raise type(error)(f"{place} cannot be read: {error}") from error
 
 
 def plan_differences(existing: Json, planned: Json) -> list[str]:
@@ -308,15 +273,33 @@ def manifest_crc(data: Json) -> int:
     return crc32c(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
-def committed_blocks(path: Path) -> set[int]:
-    """Return the numbers of the blocks that have a commit record."""
+def committed_blocks(place: Place, n_blocks: int = 0) -> set[int]:
+    """Return the numbers of the blocks that have a commit record.
+
+    Args:
+        place: where the store is.
+        n_blocks: how many to ask for one by one where the place cannot list its files; of a store whose rows
+            are not known yet (0), as many as follow each other from the first on.
+    """
+    names = place.names(COMMITS)
+    if names is None:
+        return _asked_for(place, n_blocks)
     blocks = set()
-    with os.scandir(path / COMMITS) as entries:
-        for entry in entries:
-            kind, *numbers = entry.name.split(".")
-            if kind == "c" and len(numbers) == 2 and all(n.isdecimal() for n in numbers):
-                blocks.add(int(numbers[0]))
+    for name in names:
+        kind, *numbers = name.split(".")
+        if kind == "c" and len(numbers) == 2 and all(n.isdecimal() for n in numbers):
+            blocks.add(int(numbers[0]))
     return blocks
+
+
+def _asked_for(place: Place, n_blocks: int) -> set[int]:
+    if n_blocks:
+        found = place.read_many([commit_path(block) for block in range(n_blocks)])
+        return {block for block, data in enumerate(found) if data is not None}
+    block = 0
+    while place.read_many([commit_path(block)]) != [None]:
+        block += 1
+    return set(range(block))
 
 
 def shard_name(block: int, n_dims: int) -> str:
@@ -324,9 +307,14 @@ def shard_name(block: int, n_dims: int) -> str:
     return ".".join(["c", str(block)] + ["0"] * (n_dims - 1))
 
 
-def commit_path(path: Path, block: int) -> Path:
+def shard_path(array: ArraySpec, block: int) -> str:
+    """Return the name inside the store of the shard that holds `block` of `array`."""
+    return f"{array.path}/{shard_name(block, len(array.dims))}"
+
+
+def commit_path(block: int) -> str:
     """Return where the record of `block` is: itself a chunk of the array `commits`."""
-    return path / COMMITS / shard_name(block, 2)
+    return f"{COMMITS}/{shard_name(block, 2)}"
 
 
 def encode_record(n_rows: int, records: Sequence[ShardRecord]) -> bytes:
@@ -337,34 +325,28 @@ def encode_record(n_rows: int, records: Sequence[ShardRecord]) -> bytes:
     return sealed(np.array(values, "<u8").tobytes())
 
 
-def read_record(path: Path, block: int, n_arrays: int) -> tuple[int, tuple[ShardRecord, ...]]:
+def read_record(place: Place, block: int, n_arrays: int) -> tuple[int, tuple[ShardRecord, ...]]:
     """Read the commit record of `block`: its rows, and one record for each array.
 
     Raises:
         ChecksumError: it is damaged.
     """
-    file = commit_path(path, block)
-    data = unsealed(file.read_bytes())
+    return decode_record(place.read(commit_path(block)), f"{place}/{commit_path(block)}", n_arrays)
+
+
+def decode_record(stored: bytes, name: str, n_arrays: int) -> tuple[int, tuple[ShardRecord, ...]]:
+    """Read what `encode_record` returned; `name` is what an error calls it.
+
+    Raises:
+        ChecksumError: it is damaged.
+    """
+    data = unsealed(stored)
     n_values = 1 + n_arrays * len(_RECORD_FIELDS)
     if data is None or len(data) != 8 * n_values:
-        raise ChecksumError(f"the commit record {file} is damaged")
+        raise ChecksumError(f"the commit record {name} is damaged")
     values: NDArray[np.uint64] = np.frombuffer(data, "<u8")
     fields = values[1:].reshape(n_arrays, len(_RECORD_FIELDS)).tolist()
     return int(values[0]), tuple(ShardRecord(*field) for field in fields)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what processes that were killed while they made a store at `path` have left beside it."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(left)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _array_json(array: ArraySpec) -> Json:
@@ -390,17 +372,11 @@ def _array_from_json(data: Json) -> ArraySpec:
     return ArraySpec(str(data["name"]), path, dims, shape, named_dtype(data["dtype"]), codec)
 
 
-def _write_metadata(folder: Path, manifest: Manifest) -> None:
-    for name, text in metadata_files(manifest).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_file(folder / name, text)
-
-
 def metadata_files(manifest: Manifest) -> dict[str, bytes]:
     """Return every zarr.json of a store by its name inside it, the root's last."""
     files = {array.path: _array_metadata(array, manifest) for array in manifest.layout.arrays}
     files[COMMITS] = _commits_metadata(manifest)
-    groups = sorted({str(parent) for name in files for parent in Path(name).parents}, reverse=True)
+    groups = sorted({str(parent) for name in files for parent in PurePosixPath(name).parents}, reverse=True)
     arrays = dict(files)
     for group in groups:
         prefix = "" if group == "." else f"{group}/"
@@ -409,7 +385,7 @@ def metadata_files(manifest: Manifest) -> dict[str, bytes]:
         files[group] = _group_metadata(attributes)
         arrays[group] = files[group] | {"consolidated_metadata": _consolidated(inside)}
     root = arrays.pop(".")
-    return {f"{name}/zarr.json": _dump(data) for name, data in arrays.items()} | {"zarr.json": _dump(root)}
+    return {f"{name}/{ROOT}": _dump(data) for name, data in arrays.items()} | {ROOT: _dump(root)}
 
 
 def _group_metadata(attributes: Json) -> Json:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from .errors import FormatError, LayertapError, StoreError
-from .files import sync_folder, write_file
+from .errors import FormatError, LayertapError, StoreError, why
 from .layout import ArraySpec
+from .place import PathLike, Place, place_of
 from .shard import Shard, ShardRecord
 from .store import (
     Manifest,
@@ -18,7 +17,7 @@ from .store import (
     metadata_files,
     read_manifest,
     read_record,
-    shard_name,
+    shard_path,
 )
 
 
@@ -26,8 +25,8 @@ from .store import (
 class Damage:
     """Something in a store that is not what was written."""
 
-    path: Path
-    """The file."""
+    file: str
+    """The file's name inside the store."""
     why: str
     """What is wrong with it."""
     block: int | None = None
@@ -39,69 +38,66 @@ class Damage:
 
     def __str__(self) -> str:
         if self.rows is None:
-            return f"{self.path}: {self.why}"
+            return f"{self.file}: {self.why}"
         what = self.name or "all taps and columns"
         return f"rows {self.rows[0]} to {self.rows[1]}, {what}: {self.why}"
 
 
-def verify(path: str | os.PathLike[str]) -> Iterator[Damage]:
+def verify(path: PathLike | Place, storage: Mapping[str, Any] | None = None) -> Iterator[Damage]:
     """Read every byte of the store at `path` that counts, and yield what is damaged, block by block.
 
     Raises:
         StoreNotFoundError: there is no store.
         FormatError: its root cannot be read, and without it nothing can.
     """
-    store = Path(path)
+    store = place_of(path, storage)
     manifest = read_manifest(store)
     yield from _metadata(store, manifest)
-    for block in sorted(committed_blocks(store)):
+    for block in sorted(committed_blocks(store, manifest.n_blocks)):
         yield from _block(store, manifest, block)
 
 
-def repair(path: str | os.PathLike[str], damages: list[Damage]) -> list[int]:
+def repair(
+    path: PathLike | Place, damages: list[Damage], storage: Mapping[str, Any] | None = None
+) -> list[int]:
     """Drop damaged blocks, so that the next capture makes them again, and write damaged metadata anew.
 
     Args:
         path: the store.
         damages: what `verify` yielded.
+        storage: see `open_run`.
 
     Returns:
         The numbers of the blocks that were dropped.
     """
-    store = Path(path)
+    store = place_of(path, storage)
     manifest = read_manifest(store)
     blocks = sorted({damage.block for damage in damages if damage.block is not None})
-    for block in blocks:
-        # The record goes first: from then on the block is not there, whatever becomes of its shards.
-        commit_path(store, block).unlink(missing_ok=True)
-    if blocks:
-        sync_folder(commit_path(store, 0).parent)
-    for block in blocks:
-        for array in manifest.layout.arrays:
-            _shard_path(store, array, block).unlink(missing_ok=True)
+    # The records go first: from then on the blocks are not there, whatever becomes of their shards.
+    store.delete([commit_path(block) for block in blocks])
+    store.delete([shard_path(array, block) for block in blocks for array in manifest.layout.arrays])
     files = metadata_files(manifest)
-    for name in {damage.path.relative_to(store).as_posix() for damage in damages if damage.block is None}:
-        write_file(store / name, files[name])
+    for name in {damage.file for damage in damages if damage.block is None}:
+        store.write(name, files[name])
     return blocks
 
 
-def _metadata(store: Path, manifest: Manifest) -> Iterator[Damage]:
+def _metadata(store: Place, manifest: Manifest) -> Iterator[Damage]:
     for name, expected in metadata_files(manifest).items():
-        file = store / name
         try:
-            found = file.read_bytes()
+            found = store.read(name)
         except OSError as error:
-            yield Damage(file, f"cannot be read: {error.strerror}")
+            yield Damage(name, f"cannot be read: {why(error)}")
             continue
         if found != expected:
-            yield Damage(file, "is not the metadata that belongs to this store")
+            yield Damage(name, "is not the metadata that belongs to this store")
 
 
-def _block(store: Path, manifest: Manifest, block: int) -> Iterator[Damage]:
+def _block(store: Place, manifest: Manifest, block: int) -> Iterator[Damage]:
     arrays = manifest.layout.arrays
     first = block * manifest.layout.block_rows
     rows = first, first + manifest.rows_of(block) - 1
-    file = commit_path(store, block)
+    file = commit_path(block)
     try:
         n_rows, records = read_record(store, block, len(arrays))
     except (LayertapError, OSError) as error:
@@ -113,21 +109,17 @@ def _block(store: Path, manifest: Manifest, block: int) -> Iterator[Damage]:
         yield Damage(file, f"its record speaks of {n_rows} rows", block, rows)
         return
     for array, record in zip(arrays, records, strict=True):
-        why = _shard(store, manifest, array, block, n_rows, record)
-        if why is not None:
-            yield Damage(_shard_path(store, array, block), why, block, rows, array.name)
+        problem = _shard(store, manifest, array, block, n_rows, record)
+        if problem is not None:
+            yield Damage(shard_path(array, block), problem, block, rows, array.name)
 
 
 def _shard(
-    store: Path, manifest: Manifest, array: ArraySpec, block: int, n_rows: int, record: ShardRecord
+    store: Place, manifest: Manifest, array: ArraySpec, block: int, n_rows: int, record: ShardRecord
 ) -> str | None:
     try:
-        with Shard(_shard_path(store, array, block), array, manifest.layout, record) as shard:
+        with Shard(store, shard_path(array, block), array, manifest.layout, record) as shard:
             shard.check(n_rows)
     except (FormatError, StoreError) as error:
         return str(error)
     return None
-
-
-def _shard_path(store: Path, array: ArraySpec, block: int) -> Path:
-    return store / array.path / shard_name(block, len(array.dims))

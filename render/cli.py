@@ -24,7 +24,7 @@ def render() -> None:
 def _options(out: str | None, default: bool | str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return what every kind of picture is told on the command line."""
     given = (
-        click.argument("store", type=click.Path(path_type=Path)),
+        click.argument("store"),
         click.option("--rows", metavar="ROWS", help="Rows such as 0,5,10:20; the first if none is named."),
         click.option("--class", "class_name", metavar="NAME", help="Rows of this class only."),
         click.option("--wrong", is_flag=True, help="Wrong predictions only."),

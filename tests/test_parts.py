@@ -140,19 +140,19 @@ def test_torchrun_makes_the_same_store(model, whole, tmp_path):
 
 
 def test_parts_that_overlap_are_refused_and_parts_that_do_not_pass(tmp_path):
-    from layertap.capture.journal import StoreLock
+    from layertap.capture.local import FileLock
 
     (tmp_path / "commits").mkdir()
-    first = StoreLock(tmp_path, range(4))
-    second = StoreLock(tmp_path, range(4, 9))
+    first = FileLock(tmp_path, range(4))
+    second = FileLock(tmp_path, range(4, 9))
     for blocks in (range(4), range(3, 5), None):
         with pytest.raises(lt.StoreError, match="another process is capturing"):
-            StoreLock(tmp_path, blocks)
-    StoreLock(tmp_path, range(9, 9)).release()
+            FileLock(tmp_path, blocks)
+    FileLock(tmp_path, range(9, 9)).release()
     first.release()
-    StoreLock(tmp_path, range(4)).release()
+    FileLock(tmp_path, range(4)).release()
     second.release()
-    StoreLock(tmp_path, None).release()
+    FileLock(tmp_path, None).release()
 
 
 def test_a_part_does_not_overwrite(model, tmp_path):

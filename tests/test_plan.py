@@ -15,11 +15,11 @@ import pytest
 from layertap.capture.backend import Learned
 from layertap.capture.errors import NoSpaceError, PlanError
 from layertap.capture.layout import CHUNK_BYTES, ArraySpec, slab_bytes
+from layertap.capture.local import LocalPlace
 from layertap.capture.plan import (
     Settings,
     check_space,
     dims_of,
-    free_bytes,
     parse_bytes,
     plan_layout,
     show_bytes,
@@ -273,9 +273,9 @@ def test_a_store_that_the_disk_cannot_hold_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 * MIB, 90 * MIB, 10 * MIB))
-    check_space(tmp_path / "run.zarr", 10 * MIB)
+    check_space(LocalPlace(tmp_path / "run.zarr"), 10 * MIB)
     with pytest.raises(NoSpaceError, match="needs 10MiB and 10MiB are free") as caught:
-        check_space(tmp_path / "run.zarr", 10 * MIB + 1)
+        check_space(LocalPlace(tmp_path / "run.zarr"), 10 * MIB + 1)
     assert str(tmp_path) in str(caught.value)
     assert isinstance(caught.value, OSError)
 
@@ -300,6 +300,6 @@ def test_free_bytes_are_those_of_the_nearest_folder_that_is_there(
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     monkeypatch.chdir(tmp_path)
-    assert free_bytes(tmp_path / "not" / "there" / "run.zarr") == 1
-    assert free_bytes(Path("relative/run.zarr")) == 1
+    assert LocalPlace(tmp_path / "not" / "there" / "run.zarr").free_bytes() == 1
+    assert LocalPlace(Path("relative/run.zarr")).free_bytes() == 1
     assert asked == [tmp_path, tmp_path]

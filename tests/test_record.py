@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections import namedtuple
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
-from layertap.capture import files, pipeline, plan
+from layertap.capture import files, pipeline
+from layertap.capture.local import LocalPlace
 from layertap.capture.testing import SMALL_MEMORY, contents
 
 
@@ -109,7 +111,7 @@ def test_a_later_batch_that_memory_does_not_hold_is_refused(tmp_path):
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(lt.NoSpaceError, match=r"needs .*KiB and 1000B are free"):
         capture(tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
@@ -542,10 +544,14 @@ def test_a_source_that_gives_fewer_rows_than_it_said_is_an_error(tmp_path):
 
 
 def test_a_capture_does_not_fail_for_its_log(tmp_path, monkeypatch):
-    def full(self: Path, text: str) -> int:
-        raise OSError(28, "No space left on device")
+    write = LocalPlace.write
 
-    monkeypatch.setattr(Path, "write_text", full)
+    def full(self: LocalPlace, name: str, data: bytes) -> None:
+        if "/log/" in name:
+            raise OSError(28, "No space left on device")
+        write(self, name, data)
+
+    monkeypatch.setattr(LocalPlace, "write", full)
     run = capture(tmp_path / "s")
     assert run.complete
     assert not list((tmp_path / "s" / "commits" / "log").glob("*.json"))

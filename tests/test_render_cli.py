@@ -18,8 +18,8 @@ from test_render_run import a_run
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call a command in an empty folder; the store of any name but `absent` is the stand-in's."""
 
-    def opened(path: Path) -> Any:
-        if path.name == "absent":
+    def opened(path: str) -> Any:
+        if path == "absent":
             raise StoreNotFoundError(f"there is nothing at {path}")
         return a_run()
 

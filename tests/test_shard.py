@@ -18,6 +18,7 @@ from layertap.capture.dtypes import DTYPES, EXPONENT_BITS, dtype_name, named_dty
 from layertap.capture.errors import ChecksumError, FormatError, PlanError, StoreError
 from layertap.capture.files import PAGE, PART, DurableFile, part, publish, write_file
 from layertap.capture.layout import CHUNK_BYTES, ArraySpec, Layout, aligned, array_view
+from layertap.capture.local import LocalPlace
 from layertap.capture.shard import Shard, ShardRecord, count_nonfinite, write_shard
 
 FLOATS = tuple(EXPONENT_BITS)
@@ -65,15 +66,19 @@ def slabs_of(layout: Layout, index: int, values: np.ndarray) -> list[memoryview]
 
 def write(path: Path, array: ArraySpec, layout: Layout, values: np.ndarray) -> ShardRecord:
     slabs = slabs_of(layout, layout.arrays.index(array), values)
-    record = write_shard(path, array, layout, slabs, len(values))
+    record = write_shard(DurableFile(path), array, layout, slabs, len(values))
     publish(path)
     return record
 
 
+def opened(path: Path, array: ArraySpec, layout: Layout, record: ShardRecord) -> Shard:
+    return Shard(LocalPlace(path.parent), path.name, array, layout, record)
+
+
 def read(path: Path, array: ArraySpec, layout: Layout, record: ShardRecord, n_rows: int) -> np.ndarray:
     rows = layout.chunk_rows(array)
-    with Shard(path, array, layout, record) as shard:
-        chunks = [shard.chunk(i) for i in range(-(-n_rows // rows))]
+    with opened(path, array, layout, record) as shard:
+        chunks = list(shard.chunks(range(-(-n_rows // rows))))
     return np.concatenate(chunks).view(array.dtype).reshape(-1, *array.shape)
 
 
@@ -130,10 +135,10 @@ def test_chunks_behind_the_last_row_are_not_there(tmp_path: Path) -> None:
     layout = layout_of(array, 2, 2)
     record = write(tmp_path / "c", array, layout, random_bits(array, 2))
     assert record.n_bytes < 3 * CHUNK_BYTES
-    with Shard(tmp_path / "c", array, layout, record) as shard:
-        shard.chunk(1)
+    with opened(tmp_path / "c", array, layout, record) as shard:
+        list(shard.chunks([1]))
         with pytest.raises(FormatError, match=r"chunk 2 .* is missing"):
-            shard.chunk(2)
+            list(shard.chunks([2]))
 
 
 def test_a_window_is_read_by_itself(tmp_path: Path) -> None:
@@ -141,10 +146,10 @@ def test_a_window_is_read_by_itself(tmp_path: Path) -> None:
     layout = layout_of(array, 4, 2)
     values = random_bits(array, 8)
     record = write(tmp_path / "c", array, layout, values)
-    with Shard(tmp_path / "c", array, layout, record) as shard:
-        assert shard.window(0, 43, 50) == values.tobytes()[43:50]
+    with opened(tmp_path / "c", array, layout, record) as shard:
+        assert next(shard.windows([(0, 43, 50)])) == values.tobytes()[43:50]
         with pytest.raises(FormatError, match="shorter"):
-            shard.window(0, 0, 8 * 40 + 1)
+            list(shard.windows([(0, 0, 8 * 40 + 1)]))
 
 
 def test_compressed_zeros_are_small(tmp_path: Path) -> None:
@@ -478,7 +483,7 @@ def test_a_chunk_in_another_ones_place_is_found_by_the_index(tmp_path: Path, cod
 
     path.write_bytes(bytes(data[: -4 - 32]) + sealed(index.tobytes()))
     with pytest.raises(ChecksumError, match="index"):
-        Shard(path, array, layout, record)
+        opened(path, array, layout, record)
 
 
 @pytest.mark.parametrize("change", [-1, 1, -30])
@@ -490,7 +495,7 @@ def test_a_file_of_another_length_is_found(tmp_path: Path, change: int) -> None:
     data = path.read_bytes()
     path.write_bytes(data + b"\0" * change if change > 0 else data[:change])
     with pytest.raises(ChecksumError, match=f"{record.n_bytes} were committed"):
-        Shard(path, array, layout, record)
+        opened(path, array, layout, record)
 
 
 def test_a_shard_that_is_too_short_for_its_index_is_no_shard(tmp_path: Path) -> None:
@@ -500,14 +505,14 @@ def test_a_shard_that_is_too_short_for_its_index_is_no_shard(tmp_path: Path) -> 
     record = write(path, array, layout, random_bits(array, 8))
     path.write_bytes(b"12")
     with pytest.raises(FormatError, match="too short"):
-        Shard(path, array, layout, replace(record, n_bytes=2))
+        opened(path, array, layout, replace(record, n_bytes=2))
 
 
 def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
     array = spec((37,))
     layout = layout_of(array, 4, 2)
     with pytest.raises(StoreError, match=r"c\.0\.0 was committed and cannot be opened"):
-        Shard(tmp_path / "c.0.0", array, layout, ShardRecord(100, 0, 0, 0, 0))
+        opened(tmp_path / "c.0.0", array, layout, ShardRecord(100, 0, 0, 0, 0))
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
@@ -624,7 +629,7 @@ def test_the_record_counts_the_rows_and_not_what_lies_behind_them(tmp_path: Path
     values = np.zeros((8, 3), np.float32)
     values[2, 1], values[4, 0], values[4, 2], values[7, 0] = np.nan, np.inf, -np.inf, np.nan
     slabs = slabs_of(layout, 1, values)
-    record = write_shard(tmp_path / "c", array, layout, slabs, 5)
+    record = write_shard(DurableFile(tmp_path / "c"), array, layout, slabs, 5)
     assert (record.n_nan, record.n_inf) == (1, 2)
 
 

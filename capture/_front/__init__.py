@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from layertap.capture.reader import open_run as open
     from layertap.capture.record import record, record_dataset
     from layertap.capture.recorder import Recorder
+    from layertap.capture.zipped import pack
     from layertap.render import Picture, draw, draw_many
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ _NAMES = {
     "layertap.capture.reader": ("Array", "Run", "Tap", "open"),
     "layertap.capture.record": ("record", "record_dataset"),
     "layertap.capture.recorder": ("Recorder",),
+    "layertap.capture.zipped": ("pack",),
     "layertap.render": ("Picture", "draw", "draw_many"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
@@ -83,6 +85,7 @@ __all__ = [
     "draw",
     "draw_many",
     "open",
+    "pack",
     "record",
     "record_dataset",
 ]

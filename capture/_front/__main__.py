@@ -17,6 +17,7 @@ COMMANDS = {
     "capture": ("layertap.capture.cli:capture", "Capture layers of a model over a data set into a store."),
     "info": ("layertap.capture.cli:info", "Say what a store holds."),
     "verify": ("layertap.capture.cli:verify", "Read all of a store and name what is damaged."),
+    "pack": ("layertap.capture.cli:pack", "Pack a finished store into one zip file."),
     "render": ("layertap.render.cli:render", "Draw pictures from a store, without the model."),
 }
 

@@ -1,0 +1,275 @@
+"""A store in a folder of a local or shared disk.
+
+A new store appears under its name with all of its metadata at once, because it is made beside it and renamed:
+of several processes that make the same store, one wins and the others find it made. Locks are the kernel's:
+they go when their process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError, StoreExistsError
+from .files import PART, DurableFile, publish, sync_folder, write_file
+from .place import Blob, Place
+from .store import COMMITS, LOG, check_removable
+
+try:
+    import fcntl
+except ImportError:  # Windows has none; there two writers are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+_ABANDONED_S = 600  # making a store takes a moment; nobody is still at it after this
+
+
+@dataclass(frozen=True)
+class LocalPlace(Place):
+    """A folder."""
+
+    folder: Path
+    """Where it is."""
+
+    keeps_open = True
+
+    @classmethod
+    def at(cls, path: str) -> LocalPlace:
+        """Return the place at `path`; a link is followed, so that a store may be replaced behind it."""
+        return cls(Path(path).resolve() if os.path.islink(path) else Path(path))
+
+    @property
+    def path(self) -> Path:
+        """The folder's path."""
+        return self.folder
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return (self.folder / name).read_bytes()
+
+    def blob(self, name: str) -> Blob:
+        """Open a file."""
+        return LocalBlob(self.folder / name)
+
+    def names(self, folder: str) -> list[str]:
+        """List a folder."""
+        with os.scandir(self.folder / folder) as entries:
+            return [entry.name for entry in entries]
+
+    def stamp(self, name: str) -> tuple[int, int] | None:
+        """Return a file's inode and time of change."""
+        try:
+            status = os.stat(self.folder / name)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def exists(self) -> bool:
+        """Return whether there is anything but an empty folder."""
+        return self.folder.exists() and not is_empty_folder(self.folder)
+
+    def zarr(self) -> Any:
+        """Return the path."""
+        return self.folder
+
+    def new_file(self, name: str) -> DurableFile:
+        """Begin a file beside its final name."""
+        return DurableFile(self.folder / name)
+
+    def publish(self, names: Sequence[str]) -> None:
+        """Rename files, and make the names durable."""
+        for name in names:
+            publish(self.folder / name)
+        for folder in dict.fromkeys((self.folder / name).parent for name in names):
+            sync_folder(folder)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file beside its final name and rename it."""
+        write_file(self.folder / name, data)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Unlink files."""
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+        for folder in dict.fromkeys((self.folder / name).parent for name in names):
+            sync_folder(folder)
+
+    def make(self, files: Mapping[str, bytes], *, overwrite: bool, blocks: range | None) -> FileLock:
+        """Make the store beside its place and rename it there, locked already."""
+        # Nobody may be writing what is removed.
+        replaced = self.lock(None) if overwrite and (self.folder / COMMITS).is_dir() else None
+        try:
+            return self._make(files, overwrite, blocks)
+        finally:
+            if replaced is not None:
+                replaced.release()
+
+    def _make(self, files: Mapping[str, bytes], overwrite: bool, blocks: range | None) -> FileLock:
+        path = self.folder
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+        except OSError as error:
+            raise StoreError(f"cannot make a store in {path.parent}: {error.strerror}") from error
+        lock = None
+        try:
+            made.chmod(0o777 & ~_umask())
+            for name, data in files.items():
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
+                write_file(made / name, data)
+            lock = LocalPlace(made).lock(blocks)
+            if overwrite and path.exists():
+                self.remove()
+            try:
+                os.rename(made, path)
+            except OSError as error:
+                raise StoreExistsError(f"{path} exists already") from error
+            sync_folder(path.parent)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return lock
+
+    def lock(self, blocks: range | None) -> FileLock:
+        """Lock bytes of a file; see `FileLock`."""
+        return FileLock(self.folder, blocks)
+
+    def remove(self) -> None:
+        """Take the store's name away, then its files.
+
+        Raises:
+            StoreExistsError: what is there is not a store; it is left as it is.
+        """
+        check_removable(self)
+        path = self.folder
+        doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+        os.rename(path, doomed / "store")
+        shutil.rmtree(doomed)
+
+    def free_bytes(self) -> int:
+        """Return what the disk has free."""
+        folder = self.folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+
+class LocalBlob(Blob):
+    """An open file of the local disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size as it is now."""
+        return os.fstat(self._fd).st_size
+
+    def read(self, start: int, n_bytes: int) -> bytes:
+        """Read without moving anything that another thread relies on."""
+        n_bytes = min(n_bytes, max(0, self.n_bytes - start))  # what a hostile index asks for is not allocated
+        data = os.pread(self._fd, n_bytes, start)
+        while len(data) < n_bytes:
+            more = os.pread(self._fd, n_bytes - len(data), start + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self._fd >= 0:
+            close(self._fd)  # at the end of the interpreter, `os` may be gone already
+
+
+class FileLock:
+    """Keeps a second process from writing the same blocks; the kernel drops it when the process dies.
+
+    Each block is one byte of a lock file, and a process locks the bytes of its blocks: parts that do not
+    overlap pass each other, whatever their numbers.
+
+    Args:
+        path: the store.
+        blocks: the blocks to write; None for all there will ever be.
+
+    Raises:
+        StoreError: another process holds some of them.
+    """
+
+    def __init__(self, path: Path, blocks: range | None) -> None:
+        first, n = (0, 0) if blocks is None else (blocks.start, len(blocks))  # 0 bytes: to the end
+        try:
+            (path / LOG).mkdir(exist_ok=True)
+            self._fd = os.open(path / LOG / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StoreError(f"cannot write into {path}: {error.strerror}") from error
+        try:
+            if blocks is None or n:
+                _lock_bytes(self._fd, first, n)
+        except OSError as error:
+            os.close(self._fd)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise StoreError(f"cannot lock {path}: {error.strerror}") from error
+            raise StoreError(
+                f"another process is capturing into {path}; wait for it, end it, or give each its --part"
+            ) from None
+
+    def check(self) -> None:
+        """Do nothing: the kernel takes a lock from no living process."""
+
+    def release(self) -> None:
+        """Let the next one in."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Return whether there is a folder at `path` with nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _lock_bytes(fd: int, first: int, n: int) -> None:
+    if fcntl is None:
+        return
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        # Belongs to the open file, not to the process: two captures of one process are kept apart too.
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, n, 0))
+    else:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, n, first)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that were killed while they made a store at `path` have left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
