@@ -274,12 +274,11 @@ class Pipeline:
 
 def _explained(error: OSError, place: Place) -> OSError:
     """Return what the user is told of a file that could not be written."""
+    kept = "Blocks that are committed are kept: once this is mended, the same capture goes on after them"
     if isinstance(error, StoreError):
-        return error
-    kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
-    explained = kind(
-        f"cannot write {error.filename or place}: {why(error)}. Blocks that are committed "
-        "are kept: once this is mended, the same capture goes on after them"
-    )
+        explained: OSError = type(error)(f"{error}. {kept}")
+    else:
+        kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+        explained = kind(f"cannot write {error.filename or place}: {why(error)}. {kept}")
     explained.__cause__ = error
     return explained

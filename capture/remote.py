@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ READ_BYTES = 32 * 2**20
 _WEB = ("http", "https")
 _STAMP_S = 1.0
 _REASON_CHARACTERS = 300
+_REQUEST = re.compile(r"Error performing \w+ \S+ in [0-9.]+\w+")  # the URL is told already
 
 
 def place(url: str, options: dict[str, Any]) -> Place:
@@ -175,6 +177,7 @@ class RemotePlace(Place):
             StoreExistsError: the condition does not hold.
         """
         self._check_writable()
+        self._stamps.pop(name, None)
         with self.explained("write", name):
             try:
                 put = obstore.put(self._objects, name, data, mode=mode, use_multipart=False)
@@ -262,10 +265,7 @@ class RemotePlace(Place):
                 "environment, or give storage="
             )
         if isinstance(error, exceptions.BaseError | OSError | ValueError):
-            return StoreError(
-                f"cannot {verb} {what}: {_reason(error)}. Requests were tried again as often as retry_config "
-                "says"
-            )
+            return StoreError(f"cannot {verb} {what}: {_reason(error)}")
         return error
 
 
@@ -468,4 +468,5 @@ def _overlap(a: range, b: range) -> bool:
 def _reason(error: BaseException) -> str:
     """Return the first line of what obstore says; its debug text goes on for pages."""
     text = str(error).split("\n\nDebug source", 1)[0].replace("\n", " ")
+    text = _REQUEST.sub("", text).strip(" :.")
     return text if len(text) <= _REASON_CHARACTERS else text[:_REASON_CHARACTERS] + "..."

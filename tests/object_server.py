@@ -12,6 +12,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 BUCKET = "bucket"
@@ -63,7 +64,6 @@ class Front:
         self.before: Callable[[str, str], int | None] = lambda method, path: None
         self.counts: Counter[str] = Counter()
         self.at_once = self.most_at_once = 0
-        self.keep_ranges = True
         self._lock = threading.Lock()
         front = self
 
@@ -82,8 +82,6 @@ class Front:
                         self._answer(status, b"", {})
                         return
                     headers = {k: v for k, v in self.headers.items() if k.lower() != "transfer-encoding"}
-                    if not front.keep_ranges:
-                        headers.pop("range", headers.pop("Range", None))
                     server = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
                     server.request(self.command, self.path, body, headers)
                     answer = server.getresponse()
@@ -141,3 +139,49 @@ def free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+class FileServer:
+    """A plain web server of a folder, with ranges or without."""
+
+    def __init__(self, folder: Path, *, ranges: bool = True) -> None:
+        self.counts: Counter[str] = Counter()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                server.counts[self.command] += 1
+                file = folder / self.path.lstrip("/")
+                if not file.is_file():
+                    self.send_error(404)
+                    return
+                data, status = file.read_bytes(), 200
+                headers = {"Last-Modified": self.date_time_string(int(file.stat().st_mtime))}
+                asked = self.headers.get("Range", "")
+                if ranges and asked.startswith("bytes="):
+                    first, last = (int(n) for n in asked.removeprefix("bytes=").split("-"))
+                    headers["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
+                    status = 206 if first < len(data) else 416
+                    data = data[first : last + 1]
+                self.send_response_only(status)
+                for key, value in (headers | {"Content-Length": str(len(data))}).items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(data)
+
+            do_HEAD = do_GET  # noqa: N815 - http.server's names
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

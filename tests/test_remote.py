@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import layertap as lt
@@ -22,7 +23,7 @@ from layertap.capture.verify import repair, verify
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
-from object_server import BUCKET, CREDENTIALS, Front, S3Server  # noqa: E402
+from object_server import BUCKET, CREDENTIALS, FileServer, Front, S3Server  # noqa: E402
 
 CAPTURE = """
 import sys
@@ -75,7 +76,7 @@ def front(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
 
 @pytest.fixture
 def url(front: Front, request: pytest.FixtureRequest) -> str:
-    return f"s3://{BUCKET}/{request.node.name.replace('[', '_').strip(']')}/run.zarr"
+    return f"s3://{BUCKET}/{request.node.nodeid.encode().hex()[-40:]}/run.zarr"
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +93,6 @@ def objects(url: str) -> dict[str, bytes]:
     place = place_of(url)
     names = [item["path"] for listed in obstore.list(place._objects) for item in listed]  # type: ignore[attr-defined]
     return {name: place.read(name) for name in names if "/log/" not in name}
-
-
-def web_of(url: str, front: Front) -> str:
-    return url.replace("s3:/", front.address)
 
 
 def commits(url: str) -> list[str]:
@@ -168,7 +165,8 @@ def test_killed_at_any_instant_it_goes_on_and_ends_the_same(url, whole):
             run = lt.open(url)
             done = run.committed()
             assert (run["sums"][done] == data[0].sum((2, 3))[done]).all()
-            assert list(verify(url)) == []
+            # Metadata that was not put before the kill are put by the next capture; no block is damaged.
+            assert not [damage for damage in verify(url) if damage.block is not None]
     assert kills > 3
     capture(url)
     assert objects(url) == whole
@@ -307,39 +305,47 @@ def test_a_slow_server_holds_the_model_back_and_nothing_is_dropped(url, whole, f
     assert waiting[0] < 96 / 4, "the model ran to its end before the first block was written"
 
 
-def test_a_store_is_read_over_http(url, front):
-    capture(url)
-    web = web_of(url, front)
-    run = lt.open(web)
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[FileServer]:
+    server = FileServer(tmp_path)
+    yield server
+    server.stop()
+
+
+def test_a_store_is_read_over_http(web, tmp_path):
+    capture(tmp_path / "run.zarr", memory="2MiB")
+    run = lt.open(f"{web.address}/run.zarr")
     assert run.complete
     assert run["maps"][17, :2].tobytes() == np.maximum(data[0], 0)[17, :2].tobytes()
-    assert list(verify(web)) == []
+    assert list(verify(f"{web.address}/run.zarr/")) == []
     assert lt.draw(run, "grid", rows=[3], layers="maps").png()[:4] == b"\x89PNG"
     with pytest.raises(lt.StoreError, match="read over HTTP and cannot be written"):
-        capture(web.replace("run.zarr", "new.zarr"))
+        capture(f"{web.address}/new.zarr")
     with pytest.raises(lt.StoreNotFoundError, match="no store at http"):
-        lt.open(web + "x")
+        lt.open(f"{web.address}/nothing.zarr")
 
 
-def test_an_unfinished_loop_is_read_over_http_as_far_as_it_came(url, front):
-    with (
-        pytest.raises(RuntimeError),
-        lt.record(model, url, "sums", memory="50MiB", writers=2) as rec,
-    ):
+def test_an_unfinished_loop_is_read_over_http_as_far_as_it_came(web, tmp_path):
+    path = tmp_path / "run.zarr"
+    with pytest.raises(RuntimeError), lt.record(model, path, "maps", memory="800KiB", writers=1) as rec:
         for i in range(0, 96, 4):
             rec(data[0][i : i + 4])
-        rec._pipeline.flush()  # type: ignore[union-attr]
-        raise RuntimeError
-    web = lt.open(web_of(url, front))
-    assert web.n_rows == lt.open(url).n_rows > 0
-    assert (web["sums"][:] == data[0].sum((2, 3))[: web.n_rows]).all()
+            if lt.open(path).n_rows if path.exists() else 0:
+                raise RuntimeError
+    run = lt.open(f"{web.address}/run.zarr")
+    assert 96 > run.n_rows == lt.open(path).n_rows > 0
+    assert (run["maps"][:] == np.maximum(data[0], 0)[: run.n_rows]).all()
 
 
-def test_a_server_without_ranges_gives_an_error_and_no_wrong_values(url, front):
-    capture(url)
-    front.keep_ranges = False
-    with pytest.raises(lt.StoreError, match=r"Range, status 206"):
-        lt.open(web_of(url, front))["maps"][3]
+def test_a_server_without_ranges_gives_an_error_and_no_wrong_values(tmp_path):
+    capture(tmp_path / "run.zarr", memory="2MiB")
+    server = FileServer(tmp_path, ranges=False)
+    try:
+        run = lt.open(f"{server.address}/run.zarr")
+        with pytest.raises(lt.StoreError, match="Range, status 206"):
+            run["maps"][3]
+    finally:
+        server.stop()
 
 
 def test_damage_is_found_and_repaired(url, whole):
@@ -402,22 +408,23 @@ def test_the_commands_take_a_url(url, tmp_path, monkeypatch):
     assert lt.open("run.zip")["sums"][:].tobytes() == data[0].sum((2, 3)).tobytes()
 
 
-def test_a_zip_file_is_read_where_it_lies(url, front, tmp_path):
+def test_a_zip_file_is_read_where_it_lies(url, front, web, tmp_path):
     packed = lt.pack(capture(url).place, tmp_path / "run.zip")
+    remote = url.replace("run.zarr", "run.zip")
     place_of(url.removesuffix("/run.zarr")).write("run.zip", packed.read_bytes())
-    for path in (
-        url.replace("run.zarr", "run.zip"),
-        web_of(url, front).replace("zarr", "zip"),
-    ):
+    for path, counts in ((remote, front.counts), (f"{web.address}/run.zip", web.counts)):
         run = lt.open(path)
         assert run.complete
         assert run["maps"][[0, 50], 1].tobytes() == np.maximum(data[0], 0)[[0, 50], 1].tobytes()
-        front.counts.clear()
         run["maps"][51]
-        assert front.counts["GET"] < 4
+        counts.clear()
+        run["maps"][52]
+        assert counts["GET"] == 1
         assert list(verify(path)) == []
         with pytest.raises(lt.StoreError, match="can be read and not written"):
             capture(path, overwrite=True)
+        with pytest.raises(lt.StoreError, match="on a disk alone"):
+            run.zarr()
 
 
 @pytest.mark.parametrize(
