@@ -26,6 +26,9 @@ except ImportError:  # Windows has none; there two writers are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
 class StoreLock:
     """Keeps a second process from writing the same blocks; the kernel drops it when the process dies.
 
@@ -43,7 +46,7 @@ class StoreLock:
     def __init__(self, path: Path, blocks: range | None) -> None:
         first, n = (0, 0) if blocks is None else (blocks.start, len(blocks))  # 0 bytes: to the end
         try:
-            self._fd = os.open(_folder(path) / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            self._fd = os.open(_folder(path) / "lock", os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         except OSError as error:
             raise StoreError(f"cannot write into {path}: {error.strerror}") from error
         try:

@@ -23,6 +23,7 @@ from .dtypes import EXPONENT_BITS, DType
 from .errors import ChecksumError, FormatError, StoreError
 from .files import PAGE, Bytes, DurableFile
 from .layout import ArraySpec, Layout
+from .trust import check_room, open_plain
 
 _MISSING = 2**64 - 1
 FLUSH_BYTES = 4 * 1024 * 1024
@@ -166,6 +167,25 @@ def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, in
     return n_nan, n_inf
 
 
+def least_bytes(array: ArraySpec, layout: Layout, n_rows: int) -> int:
+    """Return the fewest bytes of a shard that holds `n_rows` rows: a smaller file cannot be one."""
+    chunk_rows = layout.chunk_rows(array)
+    chunk_bytes = array.encoding.least_bytes(chunk_rows * array.row_bytes) + CRC_BYTES
+    return -(-n_rows // chunk_rows) * chunk_bytes + 16 * (layout.block_rows // chunk_rows) + CRC_BYTES
+
+
+def _check_extents(index: NDArray[np.uint64], end: int, path: Path) -> None:
+    """Refuse an index whose chunks do not follow each other before `end`, those that are missing last."""
+    there = index[: int(np.count_nonzero(index[:, 0] != _MISSING))]
+    starts, lengths = there[:, 0], there[:, 1]
+    if (starts > end).any() or (lengths > end).any():  # from here on, sums do not overflow
+        raise FormatError(f"the index of {path} points outside it")
+    if (starts + lengths > np.append(starts[1:], np.uint64(end))).any() or (
+        index[len(there) :] != _MISSING
+    ).any():
+        raise FormatError(f"the inner chunks of {path} do not follow each other")
+
+
 class Shard:
     """A shard that was committed, open for reading; a context manager.
 
@@ -183,7 +203,7 @@ class Shard:
         self._record = record
         self._index_start = record.n_bytes - CRC_BYTES - 16 * (layout.block_rows // self._chunk_rows)
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._fd = open_plain(path)
         except OSError as error:
             raise StoreError(f"{path} was committed and cannot be opened: {error.strerror}") from error
         try:
@@ -215,7 +235,9 @@ class Shard:
             raise ChecksumError(
                 f"inner chunk {i} of {self.path} is damaged: its bytes do not give its CRC-32C"
             )
-        decoded = self._array.encoding.decode(data, self._chunk_rows * self._array.row_bytes)
+        whole = self._chunk_rows * self._array.row_bytes
+        check_room(whole, f"inner chunk {i} of {self.path}")
+        decoded = self._array.encoding.decode(data, whole)
         return np.frombuffer(decoded, np.uint8)
 
     def check(self, n_rows: int) -> None:
@@ -252,15 +274,22 @@ class Shard:
         if size != record.n_bytes:
             raise ChecksumError(f"{self.path} has {size} bytes; {record.n_bytes} were committed")
         index_bytes = n_chunks * 16
+        check_room(index_bytes if self._index_start >= 0 else 0, f"the index of {self.path}")
         index = unsealed(self._read(size - index_bytes - CRC_BYTES, index_bytes + CRC_BYTES))
         if index is None or crc32c(index) != record.index_crc:
             raise ChecksumError(f"the index of {self.path} is damaged")
-        return np.frombuffer(index, "<u8").reshape(n_chunks, 2)
+        extents: NDArray[np.uint64] = np.frombuffer(index, "<u8").reshape(n_chunks, 2)
+        _check_extents(extents, self._index_start, self.path)
+        return extents
 
     def _extent(self, i: int) -> tuple[int, int]:
         offset, n_bytes = (int(n) for n in self._index[i])
         if offset == _MISSING:
             raise FormatError(f"inner chunk {i} of {self.path} is missing")
+        whole = self._chunk_rows * self._array.row_bytes
+        encoding = self._array.encoding
+        if not encoding.least_bytes(whole) <= n_bytes - CRC_BYTES <= encoding.most_bytes(whole):
+            raise FormatError(f"inner chunk {i} of {self.path} has {n_bytes} bytes, which cannot be its rows")
         return offset, n_bytes
 
     def _read(self, offset: int, n_bytes: int) -> bytes:

@@ -13,6 +13,7 @@ from .layout import ArraySpec
 from .shard import Shard, ShardRecord
 from .store import (
     Manifest,
+    check_record,
     commit_path,
     committed_blocks,
     metadata_files,
@@ -20,6 +21,7 @@ from .store import (
     read_record,
     shard_name,
 )
+from .trust import read_plain
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,11 @@ def repair(path: str | os.PathLike[str], damages: list[Damage]) -> list[int]:
             _shard_path(store, array, block).unlink(missing_ok=True)
     files = metadata_files(manifest)
     for name in {damage.path.relative_to(store).as_posix() for damage in damages if damage.block is None}:
-        write_file(store / name, files[name])
+        try:
+            (store / name).parent.mkdir(exist_ok=True)
+            write_file(store / name, files[name])
+        except OSError as error:
+            raise StoreError(f"{store / name} cannot be written: {error.strerror}") from error
     return blocks
 
 
@@ -89,10 +95,12 @@ def _metadata(store: Path, manifest: Manifest) -> Iterator[Damage]:
     for name, expected in metadata_files(manifest).items():
         file = store / name
         try:
-            found = file.read_bytes()
+            found = read_plain(file, len(expected))
         except OSError as error:
             yield Damage(file, f"cannot be read: {error.strerror}")
             continue
+        except FormatError:
+            found = b""
         if found != expected:
             yield Damage(file, "is not the metadata that belongs to this store")
 
@@ -103,14 +111,9 @@ def _block(store: Path, manifest: Manifest, block: int) -> Iterator[Damage]:
     rows = first, first + manifest.rows_of(block) - 1
     file = commit_path(store, block)
     try:
-        n_rows, records = read_record(store, block, len(arrays))
-    except (LayertapError, OSError) as error:
+        n_rows, records = check_record(manifest, block, *read_record(store, block, len(arrays)))
+    except LayertapError as error:
         yield Damage(file, str(error), block, rows)
-        return
-    if not 0 < n_rows <= manifest.layout.block_rows or (
-        manifest.n_rows is not None and n_rows != rows[1] - first + 1
-    ):
-        yield Damage(file, f"its record speaks of {n_rows} rows", block, rows)
         return
     for array, record in zip(arrays, records, strict=True):
         why = _shard(store, manifest, array, block, n_rows, record)
