@@ -157,8 +157,7 @@ class Run:
         Raises:
             StoreError: there is not so much memory; `n_committed` takes none.
         """
-        done = empty((self.n_rows,), np.dtype(np.bool_), f"a mask of all rows of {self.path}")
-        done[:] = False
+        done = empty((self.n_rows,), np.dtype(np.bool_), f"a mask of all rows of {self.path}", np.zeros)
         size = self.manifest.layout.block_rows
         for block in self._blocks:
             done[block * size : (block + 1) * size] = True

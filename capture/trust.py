@@ -12,7 +12,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ MOST_ROWS, MOST_BLOCK_ROWS, LONGEST_AXIS = 2**40, 2**32, 2**32
 #: Most axes of an array, rows included; numpy had this limit for long.
 MOST_AXES = 32
 #: Longest name of a tap, column, class or axis, in characters.
-LONGEST_NAME = 4096
+LONGEST_NAME = 65_536
 
 _DEPTH = 32  # of JSON; a manifest needs 5
 _ASKED_BYTES = 64 * 1024 * 1024  # memory that is taken without asking whether it is there
@@ -277,8 +277,10 @@ def check_room(n_bytes: int, what: str) -> None:
         )
 
 
-def empty(shape: Sequence[int], dtype: DType, what: str) -> NDArray[Any]:
-    """Return an array to be filled, where there is memory for it.
+def empty(
+    shape: Sequence[int], dtype: DType, what: str, make: Callable[..., NDArray[Any]] = np.empty
+) -> NDArray[Any]:
+    """Return an array to be filled (of zeros, by `make=np.zeros`), where there is memory for it.
 
     Raises:
         StoreError: there is not.
@@ -286,7 +288,7 @@ def empty(shape: Sequence[int], dtype: DType, what: str) -> NDArray[Any]:
     n_bytes = math.prod(shape) * dtype.itemsize
     check_room(n_bytes, what)
     try:
-        return np.empty(shape, dtype)
+        return make(shape, dtype)
     except (MemoryError, ValueError) as error:
         raise StoreError(
             f"{what} takes {n_bytes / 2**30:,.2f}GiB of memory, which cannot be had; take fewer rows, or a "

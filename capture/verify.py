@@ -84,7 +84,7 @@ def repair(path: str | os.PathLike[str], damages: list[Damage]) -> list[int]:
     files = metadata_files(manifest)
     for name in {damage.path.relative_to(store).as_posix() for damage in damages if damage.block is None}:
         try:
-            (store / name).parent.mkdir(exist_ok=True)
+            (store / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(store / name, files[name])
         except OSError as error:
             raise StoreError(f"{store / name} cannot be written: {error.strerror}") from error
