@@ -6,6 +6,7 @@ types from entry points and then never loads them, so the entry point alone does
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeGuard
@@ -77,7 +78,11 @@ class BFloat16(ZDType[Any, Any], HasItemSize):
     def from_json_scalar(self, data: Any, *, zarr_format: Literal[2, 3]) -> Any:
         """Read a fill value: a number, `NaN`, `Infinity`, `-Infinity`, or its bits in hexadecimal."""
         if isinstance(data, str) and data.startswith("0x"):
+            if not re.fullmatch("0x[0-9a-fA-F]{4}", data):
+                raise TypeError(f"{data!r} is not the bits of a bfloat16")
             return np.uint16(int(data, 16)).view(BFLOAT16)
+        if isinstance(data, str) and data not in ("NaN", "Infinity", "-Infinity"):
+            raise TypeError(f"{data!r} is not a bfloat16")
         return BFLOAT16.type(float(data))
 
     def to_json_scalar(self, data: object, *, zarr_format: Literal[2, 3]) -> Any:

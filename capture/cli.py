@@ -7,11 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .errors import CaptureError, LayertapError, PlanError
+from .printable import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .reader import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -26,14 +33,14 @@ def reports_errors(command: Command) -> Command:
         except LayertapError as error:
             if os.environ.get("LAYERTAP_TRACEBACK"):
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(error, keep="\n")) from error
 
     return run  # type: ignore[return-value]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> str:
     """Return a table of text, its columns as wide as need be; those numbered in `right` are right-aligned."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    cells = [[printable(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
@@ -176,7 +183,8 @@ def capture(
     network = backend.place(loaded.model, device)
     source = _source(data, backend, loaded.preprocess, **inputs)
     if skipped := getattr(source, "skipped", None):
-        click.echo(f"left out {len(skipped)} pictures that do not decode: {', '.join(skipped[:5])}", err=True)
+        names = printable(", ".join(skipped[:5]))
+        click.echo(f"left out {len(skipped)} pictures that do not decode: {names}", err=True)
     classes = loaded.classes if source.classes is None else None
     try:
         run = record_dataset(
@@ -226,19 +234,23 @@ def info(store: str, as_json: bool) -> None:
 
     run = open_run(store)
     if as_json:
-        click.echo(json.dumps(run.info, indent=2, ensure_ascii=False))
+        click.echo(printable(json.dumps(run.info, indent=2, ensure_ascii=False), keep="\n"))
         return
-    model, data = run.info["model"], run.info["data"]
-    click.echo(f"{store}: {_state(run)}")
-    click.echo(f"model    {model.get('name')} ({model.get('type')}, {model.get('backend')})")
-    click.echo(f"data     {data.get('name', 'a loop of your own')}, {run.n_rows:,} rows")
+    model, data = run.info.get("model", {}), run.info.get("data", {})
+    lines = [
+        f"{store}: {_state(run)}",
+        f"model    {model.get('name')} ({model.get('type')}, {model.get('backend')})",
+        f"data     {data.get('name', 'a loop of your own')}, {run.n_rows:,} rows",
+    ]
     if run.classes:
         names = ", ".join(run.classes[:10]) + (", ..." if len(run.classes) > 10 else "")
-        click.echo(f"classes  {len(run.classes)}: {names}")
+        lines.append(f"classes  {len(run.classes)}: {names}")
     if run.mean or run.std:
-        click.echo(f"input    (x - {list(run.mean or ())}) / {list(run.std or ())}")
-    click.echo(f"columns  {', '.join(run.rows) or 'none'}")
-    click.echo(f"on disk  {show_bytes(run.n_bytes)}")
+        lines.append(f"input    (x - {list(run.mean or ())}) / {list(run.std or ())}")
+    lines.append(f"columns  {', '.join(run.rows) or 'none'}")
+    lines.append(f"on disk  {show_bytes(run.n_bytes)}")
+    for line in lines:
+        click.echo(printable(line))
     click.echo()
     click.echo(
         _tap_table(
@@ -270,11 +282,11 @@ def verify(store: str, repair: bool) -> None:
 
     damages = []
     for damage in verifying.verify(store):
-        click.echo(damage)
+        click.echo(printable(damage))
         damages.append(damage)
     run = open_run(store)
     if not damages:
-        click.echo(f"{store}: {int(run.committed().sum()):,} of {run.n_rows:,} rows captured, all sound")
+        click.echo(f"{store}: {run.n_committed:,} of {run.n_rows:,} rows captured, all sound")
         return
     if not repair:
         click.echo(
@@ -295,7 +307,9 @@ def verify(store: str, repair: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @reports_errors
 def pack(store: str, file: str, overwrite: bool) -> None:
-    """Pack a finished store into one zip file, which every command reads in place.
+    """Pack a finished store into one zip file.
+
+    Every command reads it where it lies, without unpacking.
 
     \b
     layertap pack run.zarr run.zip
@@ -396,19 +410,14 @@ def _tap_table(taps: Sequence[tuple[str, str, tuple[int, ...], Any, str]]) -> st
 def _state(run: Any) -> str:
     if run.complete:
         return "complete"
-    return (
-        f"unfinished, {int(run.committed().sum()):,} rows are captured; run the same capture again to go on"
-    )
+    return f"unfinished, {run.n_committed:,} rows are captured; run the same capture again to go on"
 
 
-def _summary(run: Any) -> str:
+def _summary(run: Run) -> str:
     """Return what is worth knowing of a store at a glance."""
-    import numpy as np
-
     lines = [f"{run.path}: {run.n_rows:,} rows x {len(run.taps)} taps, {_state(run)}"]
-    if "label" in run.rows and "prediction" in run.rows and run.committed().any():
-        done = run.committed()
-        right = np.asarray(run.rows["label"][done]) == np.asarray(run.rows["prediction"][done])
+    right = _right(run)
+    if right is not None:
         lines.append(f"accuracy {100 * right.mean():.1f} % ({int(right.sum()):,} of {right.size:,})")
     for name, counts in run.stats.items():
         if any(counts.values()):
@@ -416,4 +425,16 @@ def _summary(run: Any) -> str:
             cast = tap.source_dtype != str(tap.dtype)
             why = f"after the cast from {tap.source_dtype} to {tap.dtype}" if cast else "stored as they are"
             lines.append(f"{name}: {counts['nan']:,} NaN and {counts['inf']:,} infinite values, {why}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
+
+
+def _right(run: Run) -> NDArray[np.bool_] | None:
+    """Return for each captured row whether its class was predicted, or None where that is not known."""
+    import numpy as np
+
+    columns = [run.rows[name] for name in ("label", "prediction") if name in run.rows]
+    if not run.n_committed or sum(c.ndim == 1 and c.dtype.kind in "biu" for c in columns) < 2:
+        return None
+    done = run.committed()
+    label, prediction = (np.asarray(column[done]) for column in columns)
+    return np.asarray(label == prediction)

@@ -73,7 +73,7 @@ def column_values(column: ArraySpec, values: Any) -> Any:
     Raises:
         DataError: rows of another shape, or a text that is too long.
     """
-    if column.dims[-1] == text_dim(column.name):
+    if is_text(column):
         return _encode(values, column)
     try:
         shape = tuple(values.shape[1:]) if hasattr(values, "shape") else np.shape(values)[1:]
@@ -102,6 +102,11 @@ def check_cast(dtype: Any, stored: Any, fits: bool) -> None:
 def text_dim(name: str) -> str:
     """Return the name of the axis that makes the column `name` one of texts."""
     return f"{name}_byte"
+
+
+def is_text(column: ArraySpec) -> bool:
+    """Return whether a column holds texts: the name of its last axis tells."""
+    return column.dims[-1] == text_dim(column.name)
 
 
 def encoded_text(text: str) -> bytes:

@@ -32,7 +32,8 @@ PAGE = 4096
 
 _HAS_WRITEV = hasattr(os, "writev")
 _IOV_MAX = 1024  # Linux's and macOS's limit of buffers in one writev
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW"))  # a link leads elsewhere
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | sum(_FLAGS)
 
 
 class DurableFile:

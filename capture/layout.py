@@ -8,8 +8,10 @@ the data set lies in block `r // block_rows`, there in slab `r % block_rows // s
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -138,4 +140,12 @@ def chunk_rows(row_bytes: int, step_rows: int, steps: int) -> int:
 
 
 def _largest_divisor(n: int, limit: int) -> int:
-    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
+    divisors = _divisors(n)
+    return divisors[bisect_right(divisors, limit) - 1]
+
+
+@lru_cache(maxsize=64)
+def _divisors(n: int) -> tuple[int, ...]:
+    """Return the divisors of `n` in order; a store may say any number, and all of its arrays share it."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return tuple(sorted({*small, *(n // d for d in small)}))

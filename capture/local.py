@@ -24,12 +24,14 @@ from .errors import StoreError, StoreExistsError
 from .files import PART, DurableFile, publish, sync_folder, write_file
 from .place import Blob, Place
 from .store import COMMITS, LOG, check_removable
+from .trust import check_folders, open_plain, read_plain
 
 try:
     import fcntl
 except ImportError:  # Windows has none; there two writers are not kept apart
     fcntl = None  # type: ignore[assignment]
 
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _ABANDONED_S = 600  # making a store takes a moment; nobody is still at it after this
 
 
@@ -55,9 +57,13 @@ class LocalPlace(Place):
     def __str__(self) -> str:
         return str(self.folder)
 
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes."""
-        return (self.folder / name).read_bytes()
+    def read(self, name: str, most: int) -> bytes:
+        """Return a plain file's bytes."""
+        return read_plain(self.folder / name, most)
+
+    def check_folders(self, names: Sequence[str]) -> None:
+        """Follow every link on the way to each of `names`."""
+        check_folders(self.folder, names)
 
     def blob(self, name: str) -> Blob:
         """Open a file."""
@@ -175,7 +181,7 @@ class LocalBlob(Blob):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        self._fd = open_plain(path)
 
     @property
     def n_bytes(self) -> int:
@@ -222,7 +228,7 @@ class FileLock:
         first, n = (0, 0) if blocks is None else (blocks.start, len(blocks))  # 0 bytes: to the end
         try:
             (path / LOG).mkdir(exist_ok=True)
-            self._fd = os.open(path / LOG / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            self._fd = os.open(path / LOG / "lock", os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         except OSError as error:
             raise StoreError(f"cannot write into {path}: {error.strerror}") from error
         try:

@@ -103,8 +103,12 @@ class Place(ABC):
         return str(self.path)
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Return a small file."""
+    def read(self, name: str, most: int) -> bytes:
+        """Return a small file.
+
+        Raises:
+            FormatError: it has more than `most` bytes, or is no plain file.
+        """
 
     @abstractmethod
     def blob(self, name: str) -> Blob:
@@ -126,18 +130,26 @@ class Place(ABC):
     def zarr(self) -> Any:
         """Return what `zarr.open_group` takes to read the place."""
 
-    def read_many(self, names: Sequence[str]) -> list[bytes | None]:
-        """Return small files, None for each that is not there."""
-        if self.parallel == 1 or len(names) < 2:
-            return [self._read_or_none(name) for name in names]
-        with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(self._read_or_none, names))
+    def read_many(self, names: Sequence[str], most: int) -> list[bytes | None]:
+        """Return small files as `read` does, None for each that is not there."""
 
-    def _read_or_none(self, name: str) -> bytes | None:
-        try:
-            return self.read(name)
-        except FileNotFoundError:
-            return None
+        def read(name: str) -> bytes | None:
+            try:
+                return self.read(name, most)
+            except FileNotFoundError:
+                return None
+
+        if self.parallel == 1 or len(names) < 2:
+            return list(map(read, names))
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(read, names))
+
+    def check_folders(self, names: Sequence[str]) -> None:  # noqa: B027 - only a disk has links
+        """Refuse a store one of whose folders is a link that leads out of it.
+
+        Raises:
+            FormatError: with the folder.
+        """
 
     def new_file(self, name: str) -> NewFile:
         """Begin a file that is seen once it is published."""

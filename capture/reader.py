@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import is_text
 from .dtypes import DType
 from .errors import FormatError, SelectionError, StoreError, closest, why
 from .layout import ArraySpec
@@ -25,13 +26,16 @@ from .store import (
     ROOT,
     Json,
     Manifest,
+    check_record,
     commit_path,
     committed_blocks,
     decode_record,
     read_manifest,
     read_record,
+    record_bytes,
     shard_path,
 )
+from .trust import check_room, empty
 
 Values = NDArray[Any]
 Selector = slice | NDArray[np.intp]
@@ -101,7 +105,7 @@ class Run:
         return len(self.taps)
 
     def __repr__(self) -> str:
-        state = "" if self.complete else f", {int(self.committed().sum())} captured"
+        state = "" if self.complete else f", {self.n_committed} captured"
         return f"<Run {self.path}: {len(self.taps)} taps x {self.n_rows} rows{state}>"
 
     def refresh(self) -> None:
@@ -112,6 +116,8 @@ class Run:
             self._blocks = committed_blocks(self.place, self.manifest.n_blocks)
         except FileNotFoundError as error:
             raise FormatError(f"{self.path} has no commit records: {why(error)}") from error
+        if self.manifest.n_rows is not None:  # a record beyond the last block is of no rows
+            self._blocks = {block for block in self._blocks if block < self.manifest.n_blocks}
         self.__dict__.pop("stats", None)
         self._records: dict[int, tuple[int, tuple[ShardRecord, ...]]] = {}
 
@@ -150,12 +156,24 @@ class Run:
         return self.manifest.n_rows is not None and len(self._blocks) >= self.manifest.n_blocks
 
     def committed(self) -> NDArray[np.bool_]:
-        """Return for each row whether it is captured and committed; shape (rows,)."""
-        done = np.zeros(self.n_rows, np.bool_)
+        """Return for each row whether it is captured and committed; shape (rows,).
+
+        Raises:
+            StoreError: there is not so much memory; `n_committed` takes none.
+        """
+        done = empty((self.n_rows,), np.dtype(np.bool_), f"a mask of all rows of {self.path}", np.zeros)
         size = self.manifest.layout.block_rows
         for block in self._blocks:
             done[block * size : (block + 1) * size] = True
         return done
+
+    @property
+    def n_committed(self) -> int:
+        """How many rows are captured and committed."""
+        if not self._blocks:
+            return 0
+        size = self.manifest.layout.block_rows
+        return (len(self._blocks) - 1) * size + min(size, self.n_rows - max(self._blocks) * size)
 
     def record(self, block: int) -> tuple[int, tuple[ShardRecord, ...]]:
         """Return the commit record of `block`: its rows, and one record for each array.
@@ -171,7 +189,8 @@ class Run:
                 "are); run the same capture again to go on"
             )
         if block not in self._records:
-            self._records[block] = read_record(self.place, block, len(self.manifest.layout.arrays))
+            found = read_record(self.place, block, len(self.manifest.layout.arrays))
+            self._records[block] = check_record(self.manifest, block, *found)
         return self._records[block]
 
     def records(self) -> list[tuple[ShardRecord, ...]]:
@@ -179,9 +198,12 @@ class Run:
         unread = sorted(self._blocks - set(self._records))
         names = [commit_path(block) for block in unread]
         n_arrays = len(self.manifest.layout.arrays)
-        for block, name, data in zip(unread, names, self.place.read_many(names), strict=True):
+        for block, name, data in zip(
+            unread, names, self.place.read_many(names, record_bytes(n_arrays)), strict=True
+        ):
             if data is not None:
-                self._records[block] = decode_record(data, f"{self.place}/{name}", n_arrays)
+                found = decode_record(data, f"{self.place}/{name}", n_arrays)
+                self._records[block] = check_record(self.manifest, block, *found)
         return [self.record(block)[1] for block in sorted(self._blocks)]
 
     @cached_property
@@ -214,6 +236,23 @@ class Run:
     def std(self) -> tuple[float, ...] | None:
         """Standard deviation that the model's input was normalised with, like `mean`."""
         return self._preprocess("std")
+
+    def check_committed(self, rows: range | NDArray[np.intp]) -> None:
+        """Refuse rows of which some are not committed, without a look at all of them.
+
+        Raises:
+            StoreError: with the first block that is not.
+        """
+        size = self.manifest.layout.block_rows
+        if not isinstance(rows, range):
+            for block in np.unique(rows // size).tolist():
+                self.record(block)
+            return
+        while rows:
+            block = rows[0] // size
+            self.record(block)
+            edge = (block + 1) * size if rows.step > 0 else block * size - 1
+            rows = rows[max(1, -(-(edge - rows[0]) // rows.step)) :]
 
     def _preprocess(self, key: str) -> tuple[float, ...] | None:
         values = self.manifest.facts.get("preprocess", {}).get(key)
@@ -249,7 +288,7 @@ class Array:
     def __init__(self, run: Run, index: int) -> None:
         self._run = run
         self._index = index
-        self._text = self._spec.dims[-1] == f"{self._spec.name}_byte"
+        self._text = is_text(self._spec)
 
     @property
     def _spec(self) -> ArraySpec:
@@ -310,12 +349,16 @@ class Array:
 
     def _read(self, selectors: Sequence[Selector]) -> Values:
         spec, layout = self._spec, self._run.manifest.layout
-        rows = _indices(selectors[0], self._run.n_rows)
         inner = tuple(selectors[1:])
-        shape = [len(rows), *(_length(s, n) for s, n in zip(inner, spec.shape, strict=True))]
-        out: Values = np.empty(shape, spec.dtype)
-        if out.size == 0:
-            return out
+        sizes = (self._run.n_rows, *spec.shape)
+        shape = [_length(s, n) for s, n in zip(selectors, sizes, strict=True)]
+        if 0 in shape:
+            return np.empty(shape, spec.dtype)
+        what = f"{' x '.join(map(str, shape))} of {self.name}"
+        self._run.check_committed(_range(selectors[0], sizes[0]))
+        check_room(8 * max(shape), what)  # the indices by themselves
+        out: Values = empty(shape, spec.dtype, what)
+        rows = _indices(selectors[0], sizes[0])
         chunk_rows = layout.chunk_rows(spec)
         window = None if self._run.check else _window(spec, inner)
         order = np.argsort(rows, kind="stable")
@@ -428,8 +471,12 @@ def _indices(selector: Selector, size: int) -> NDArray[np.intp]:
     return selector
 
 
+def _range(selector: Selector, size: int) -> range | NDArray[np.intp]:
+    return range(*selector.indices(size)) if isinstance(selector, slice) else selector
+
+
 def _length(selector: Selector, size: int) -> int:
-    return len(range(*selector.indices(size))) if isinstance(selector, slice) else len(selector)
+    return len(_range(selector, size))
 
 
 def _slice(indices: NDArray[np.intp]) -> slice | NDArray[np.intp]:
@@ -505,4 +552,8 @@ def _windows(
 
 def _text(encoded: NDArray[np.uint8], single: bool) -> Any:
     texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in encoded]
-    return texts[0] if single else np.array(texts, np.str_)
+    if single:
+        return texts[0]
+    # numpy gives each text the room of the longest, four bytes a character.
+    check_room(4 * len(texts) * max(map(len, texts), default=0), f"an array of {len(texts)} texts")
+    return np.array(texts, np.str_)

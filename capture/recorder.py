@@ -415,7 +415,7 @@ class Recorder:
                 for key, value in vars(preprocess).items()
                 if value is not None
             },
-            "classes": None if self._facts.classes is None else list(self._facts.classes),
+            "classes": None if self._facts.classes is None else [str(name) for name in self._facts.classes],
             "versions": versions(self._backend.name),
         }
         return Manifest(layout, self._n_rows, facts)

@@ -29,9 +29,10 @@ import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
-from .errors import PlanError, StoreError, StoreExistsError, why
+from .errors import LayertapError, PlanError, StoreError, StoreExistsError, why
 from .place import Blob, Bytes, Lock, Place
 from .store import COMMITS, LOG, ROOT, check_removable
+from .trust import check_length
 from .zipped import ZipPlace
 
 #: Seconds that a lease is watched before its owner is held for dead.
@@ -88,10 +89,12 @@ class RemotePlace(Place):
         """The URL."""
         return self._url
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         """Return an object."""
         with self.explained("read", name):
-            return bytes(obstore.get(self._objects, name).bytes())
+            found = obstore.get(self._objects, name)
+            check_length(f"{self}/{name}", int(found.meta["size"]), most)
+            return bytes(found.bytes())
 
     def blob(self, name: str) -> Blob:
         """Return an object's reader; nothing is asked for yet."""
@@ -248,7 +251,7 @@ class RemotePlace(Place):
     def _explanation(self, error: Exception, verb: str, name: str) -> Exception:
         text = str(error)
         what = f"{self}/{name}" if name else str(self)
-        if isinstance(error, StoreError):
+        if isinstance(error, LayertapError):
             return error
         if "NoSuchBucket" in text or "ContainerNotFound" in text:
             return StoreError(f"{self}: there is no such bucket; make it first")

@@ -22,6 +22,7 @@ from .errors import ChecksumError, FormatError, StoreError, why
 from .files import PAGE
 from .layout import ArraySpec, Layout
 from .place import Blob, Bytes, NewFile, Place
+from .trust import check_room
 
 _MISSING = 2**64 - 1
 FLUSH_BYTES = 4 * 1024 * 1024
@@ -165,6 +166,25 @@ def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, in
     return n_nan, n_inf
 
 
+def least_bytes(array: ArraySpec, layout: Layout, n_rows: int) -> int:
+    """Return the fewest bytes of a shard that holds `n_rows` rows: a smaller file cannot be one."""
+    chunk_rows = layout.chunk_rows(array)
+    chunk_bytes = array.encoding.least_bytes(chunk_rows * array.row_bytes) + CRC_BYTES
+    return -(-n_rows // chunk_rows) * chunk_bytes + 16 * (layout.block_rows // chunk_rows) + CRC_BYTES
+
+
+def _check_extents(index: NDArray[np.uint64], end: int, name: str) -> None:
+    """Refuse an index whose chunks do not follow each other before `end`, those that are missing last."""
+    there = index[: int(np.count_nonzero(index[:, 0] != _MISSING))]
+    starts, lengths = there[:, 0], there[:, 1]
+    if (starts > end).any() or (lengths > end).any():  # from here on, sums do not overflow
+        raise FormatError(f"the index of {name} points outside it")
+    if (starts + lengths > np.append(starts[1:], np.uint64(end))).any() or (
+        index[len(there) :] != _MISSING
+    ).any():
+        raise FormatError(f"the inner chunks of {name} do not follow each other")
+
+
 class Shard:
     """A shard that was committed, open for reading; a context manager.
 
@@ -245,8 +265,9 @@ class Shard:
             raise ChecksumError(
                 f"inner chunk {i} of {self.name} is damaged: its bytes do not give its CRC-32C"
             )
-        decoded = self._array.encoding.decode(data, self._chunk_rows * self._array.row_bytes)
-        return np.frombuffer(decoded, np.uint8)
+        whole = self._chunk_rows * self._array.row_bytes
+        check_room(whole, f"inner chunk {i} of {self.name}")
+        return np.frombuffer(self._array.encoding.decode(data, whole), np.uint8)
 
     def _check_padding(self, start: int, stop: int) -> None:
         if not start <= stop < start + PAGE or (stop > start and any(self._read(start, stop - start))):
@@ -256,6 +277,7 @@ class Shard:
         n_bytes = n_chunks * 16 + CRC_BYTES
         if self._index_start < 0:
             raise FormatError(f"{self.name} is too short: {record.n_bytes} bytes do not hold its index")
+        check_room(n_bytes, f"the index of {self.name}")
         stored = self._blob.read(self._index_start, n_bytes)
         size = self._blob.n_bytes
         if size != record.n_bytes:
@@ -263,12 +285,18 @@ class Shard:
         index = unsealed(stored)
         if len(stored) != n_bytes or index is None or crc32c(index) != record.index_crc:
             raise ChecksumError(f"the index of {self.name} is damaged")
-        return np.frombuffer(index, "<u8").reshape(n_chunks, 2)
+        extents: NDArray[np.uint64] = np.frombuffer(index, "<u8").reshape(n_chunks, 2)
+        _check_extents(extents, self._index_start, self.name)
+        return extents
 
     def _extent(self, i: int) -> tuple[int, int]:
         offset, n_bytes = (int(n) for n in self._index[i])
         if offset == _MISSING:
             raise FormatError(f"inner chunk {i} of {self.name} is missing")
+        whole = self._chunk_rows * self._array.row_bytes
+        encoding = self._array.encoding
+        if not encoding.least_bytes(whole) <= n_bytes - CRC_BYTES <= encoding.most_bytes(whole):
+            raise FormatError(f"inner chunk {i} of {self.name} has {n_bytes} bytes, which cannot be its rows")
         return offset, n_bytes
 
     def _read(self, start: int, n_bytes: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import PurePosixPath
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checksum import crc32c, sealed, unsealed
+from . import trust
+from .checksum import CRC_BYTES, crc32c, sealed, unsealed
 from .codecs import CODECS
+from .columns import is_text
 from .dtypes import dtype_name, fill_value, named_dtype
-from .errors import ChecksumError, FormatError, StoreExistsError, StoreNotFoundError
+from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, StoreNotFoundError, why
 from .layout import ArraySpec, Layout
 from .place import Lock, NewFile, Place
-from .shard import ShardRecord
+from .shard import ShardRecord, least_bytes
 
 Json = dict[str, Any]
 
@@ -29,6 +32,7 @@ LOG = f"{COMMITS}/log"
 ROOT = "zarr.json"
 _ATTRIBUTE = "layertap"
 _CRC_KEY = "crc32c"
+_RECORD_BYTES = 2**20  # far more than any record has
 _RECORD_FIELDS = ("bytes", "index_crc32c", "chunks_crc32c", "nan", "inf")
 
 
@@ -67,37 +71,27 @@ class Manifest:
             FormatError: it is of a newer format, or not of this form.
         """
         version = data.get("format") if isinstance(data, dict) else None
-        if not isinstance(version, int) or isinstance(version, bool):
+        if type(version) is not int or version < 1:
             raise FormatError("its attribute 'layertap' names no format")
         if version > FORMAT_VERSION:
             raise FormatError(
                 f"it has format {version}; this version of layertap reads up to {FORMAT_VERSION}. "
                 "Upgrade with: pip install --upgrade layertap"
             )
-        if data.get(_CRC_KEY) != manifest_crc(data):
-            raise ChecksumError("its attribute 'layertap' is damaged: it does not give its CRC-32C")
         try:
-            layout = Layout(
-                tuple(_array_from_json(tap) for tap in data["taps"]),
-                tuple(_array_from_json(column) for column in data["columns"]),
-                int(data["step_rows"]),
-                int(data["block_rows"]),
-            )
-            own = set(_array_json(layout.arrays[0])) - {"layer"}
-            facts = {
-                key: value
-                for key, value in data.items()
-                if key not in ("format", "rows", "step_rows", "block_rows", "commits", "columns", _CRC_KEY)
-            }
-            facts["taps"] = {
-                tap["name"]: {key: value for key, value in tap.items() if key not in own}
-                for tap in data["taps"]
-            }
-            n_rows = None if data["rows"] is None else int(data["rows"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FormatError(f"its attribute 'layertap' is not of format {version}: {error!r}") from error
-        if layout.step_rows < 1 or layout.block_rows < 1 or layout.block_rows % layout.step_rows:
-            raise FormatError("its blocks are not a whole number of steps")
+            trust.check_tree(data)
+            if data.get(_CRC_KEY) != manifest_crc(data):
+                raise ChecksumError("its attribute 'layertap' is damaged: it does not give its CRC-32C")
+            layout, facts = _layout_from_json(data), _facts_from_json(data)
+            trust.check_facts(facts)
+            n_rows = data["rows"]
+            if n_rows is not None:
+                trust.whole(n_rows, "'rows'", 0, trust.MOST_ROWS)
+        except ChecksumError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            why = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise FormatError(f"its attribute 'layertap' is not of format {version}: {why}") from error
         return cls(layout, n_rows, facts)
 
     @property
@@ -109,7 +103,7 @@ class Manifest:
         """Return the rows that `block` should hold."""
         if self.n_rows is None:
             return self.layout.block_rows
-        return min(self.layout.block_rows, self.n_rows - block * self.layout.block_rows)
+        return max(0, min(self.layout.block_rows, self.n_rows - block * self.layout.block_rows))
 
 
 class StoreWriter:
@@ -153,7 +147,8 @@ class StoreWriter:
         try:
             # Where the root is made first, a process that died next has left the rest to be made.
             files = metadata_files(manifest)
-            for (name, data), found in zip(files.items(), place.read_many(list(files)), strict=True):
+            there = place.read_many(list(files), trust.METADATA_BYTES)
+            for (name, data), found in zip(files.items(), there, strict=True):
                 if found is None:
                     place.write(name, data)
         except BaseException:
@@ -191,8 +186,8 @@ def check_removable(place: Place) -> None:
     if not place.exists():
         return
     try:
-        has_attribute = _ATTRIBUTE in json.loads(place.read(ROOT))["attributes"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        has_attribute = _ATTRIBUTE in _root(place)["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
         has_attribute = False
     if not has_attribute:
         raise StoreExistsError(
@@ -208,21 +203,29 @@ def read_manifest(place: Place) -> Manifest:
         FormatError: it is not a store, or one of a newer format.
     """
     try:
-        data = place.read(ROOT)
+        attributes = _root(place)["attributes"][_ATTRIBUTE]
     except (FileNotFoundError, NotADirectoryError):
         if not place.exists():
             raise StoreNotFoundError(f"there is no store at {place}; a capture makes one") from None
         raise FormatError(f"{place} is not a layertap store: it has no zarr.json") from None
-    try:
-        attributes = json.loads(data)["attributes"][_ATTRIBUTE]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except OSError as error:
+        raise StoreError(f"{place} cannot be read: {why(error)}") from error
+    except FormatError:
+        raise
+    except (ValueError, KeyError, TypeError):
         raise FormatError(
             f"{place} is not a layertap store: its zarr.json has no attribute 'layertap'"
         ) from None
     try:
-        return Manifest.from_json(attributes)
+        manifest = Manifest.from_json(attributes)
+        place.check_folders([COMMITS, LOG, *(array.path for array in manifest.layout.arrays)])
     except FormatError as error:
         raise type(error)(f"{place} cannot be read: {error}") from error
+    return manifest
+
+
+def _root(place: Place) -> Any:
+    return trust.parse_json(place.read(ROOT, trust.METADATA_BYTES))
 
 
 def plan_differences(existing: Json, planned: Json) -> list[str]:
@@ -286,18 +289,21 @@ def committed_blocks(place: Place, n_blocks: int = 0) -> set[int]:
         return _asked_for(place, n_blocks)
     blocks = set()
     for name in names:
-        kind, *numbers = name.split(".")
-        if kind == "c" and len(numbers) == 2 and all(n.isdecimal() for n in numbers):
-            blocks.add(int(numbers[0]))
+        if match := _RECORD_NAME.fullmatch(name):
+            blocks.add(int(match[1]))
     return blocks
+
+
+# As `shard_name` writes it, and no number beyond what rows there can be.
+_RECORD_NAME = re.compile(r"c\.(0|[1-9][0-9]{0,12})\.0")
 
 
 def _asked_for(place: Place, n_blocks: int) -> set[int]:
     if n_blocks:
-        found = place.read_many([commit_path(block) for block in range(n_blocks)])
+        found = place.read_many([commit_path(block) for block in range(n_blocks)], _RECORD_BYTES)
         return {block for block, data in enumerate(found) if data is not None}
     block = 0
-    while place.read_many([commit_path(block)]) != [None]:
+    while place.read_many([commit_path(block)], _RECORD_BYTES) != [None]:
         block += 1
     return set(range(block))
 
@@ -330,8 +336,20 @@ def read_record(place: Place, block: int, n_arrays: int) -> tuple[int, tuple[Sha
 
     Raises:
         ChecksumError: it is damaged.
+        FormatError: it is no plain file, or far too long.
+        StoreError: it cannot be read.
     """
-    return decode_record(place.read(commit_path(block)), f"{place}/{commit_path(block)}", n_arrays)
+    name = f"{place}/{commit_path(block)}"
+    try:
+        stored = place.read(commit_path(block), record_bytes(n_arrays))
+    except OSError as error:
+        raise StoreError(f"the commit record {name} cannot be read: {why(error)}") from error
+    return decode_record(stored, name, n_arrays)
+
+
+def record_bytes(n_arrays: int) -> int:
+    """Return the size of a commit record."""
+    return 8 * (1 + n_arrays * len(_RECORD_FIELDS)) + CRC_BYTES
 
 
 def decode_record(stored: bytes, name: str, n_arrays: int) -> tuple[int, tuple[ShardRecord, ...]]:
@@ -341,12 +359,37 @@ def decode_record(stored: bytes, name: str, n_arrays: int) -> tuple[int, tuple[S
         ChecksumError: it is damaged.
     """
     data = unsealed(stored)
-    n_values = 1 + n_arrays * len(_RECORD_FIELDS)
-    if data is None or len(data) != 8 * n_values:
+    if data is None or len(data) != record_bytes(n_arrays) - CRC_BYTES:
         raise ChecksumError(f"the commit record {name} is damaged")
     values: NDArray[np.uint64] = np.frombuffer(data, "<u8")
     fields = values[1:].reshape(n_arrays, len(_RECORD_FIELDS)).tolist()
     return int(values[0]), tuple(ShardRecord(*field) for field in fields)
+
+
+def check_record(
+    manifest: Manifest, block: int, n_rows: int, records: Sequence[ShardRecord]
+) -> tuple[int, tuple[ShardRecord, ...]]:
+    """Return what `read_record` did where it can be true of `block`.
+
+    Raises:
+        FormatError: the block has no such rows, its shards could not hold them, or more values are counted
+            than there are.
+    """
+    layout = manifest.layout
+    where = f"the commit record of block {block}"
+    if not 0 < n_rows <= manifest.rows_of(block) or (
+        manifest.n_rows is not None and n_rows != manifest.rows_of(block)
+    ):
+        raise FormatError(f"{where} speaks of {n_rows} rows")
+    for array, record in zip(layout.arrays, records, strict=True):
+        if record.n_bytes < least_bytes(array, layout, n_rows):
+            raise FormatError(
+                f"{where} gives {array.path} {record.n_bytes} bytes, which cannot hold {n_rows} rows"
+            )
+        n_parts = n_rows * array.row_bytes // array.dtype.itemsize * (2 if array.dtype.kind == "c" else 1)
+        if record.n_nan + record.n_inf > n_parts:
+            raise FormatError(f"{where} counts more values that are not finite than {array.path} has")
+    return n_rows, tuple(records)
 
 
 def _array_json(array: ArraySpec) -> Json:
@@ -360,16 +403,63 @@ def _array_json(array: ArraySpec) -> Json:
     }
 
 
+def _layout_from_json(data: Json) -> Layout:
+    taps, columns = (
+        tuple(_array_from_json(array) for array in trust.listed(data[key], repr(key)))
+        for key in ("taps", "columns")
+    )
+    for what, arrays in (("taps", taps), ("columns", columns)):
+        trust.check_distinct(what, [array.name for array in arrays])
+    trust.check_distinct("arrays", [], [array.path for array in taps + columns])
+    if not taps:
+        raise FormatError("it has no taps")
+    step_rows, block_rows = (
+        trust.whole(data[key], repr(key), 1, trust.MOST_BLOCK_ROWS) for key in ("step_rows", "block_rows")
+    )
+    if block_rows % step_rows:
+        raise FormatError("its blocks are not a whole number of steps")
+    if data["commits"] != COMMITS:
+        raise FormatError(f"its commit records are said to lie in {trust.shown(data['commits'])}")
+    return Layout(taps, columns, step_rows, block_rows)
+
+
+_OF_LAYOUT = ("format", "rows", "step_rows", "block_rows", "commits", "columns", _CRC_KEY)
+_OF_ARRAY = ("name", "path", "dims", "shape", "dtype", "codec")
+
+
+def _facts_from_json(data: Json) -> Json:
+    facts = {key: value for key, value in data.items() if key not in _OF_LAYOUT}
+    facts["taps"] = {
+        tap["name"]: {key: value for key, value in tap.items() if key not in _OF_ARRAY}
+        for tap in data["taps"]
+    }
+    return facts
+
+
 def _array_from_json(data: Json) -> ArraySpec:
-    path, codec = data["path"], data["codec"]
-    if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
-        raise ValueError(f"{path!r} is no path inside the store")
-    if codec not in CODECS:
-        raise ValueError(f"there is no codec {codec!r}")
-    shape, dims = tuple(int(size) for size in data["shape"]), tuple(str(dim) for dim in data["dims"])
-    if len(dims) != len(shape) + 1 or any(size < 1 for size in shape):
-        raise ValueError(f"{data['name']} has the axes {dims} and the shape {shape}")
-    return ArraySpec(str(data["name"]), path, dims, shape, named_dtype(data["dtype"]), codec)
+    name = trust.name(data["name"], "the name of an array")
+    what = trust.shown(name)
+    path, codec = trust.check_path(data["path"], what), data["codec"]
+    if not isinstance(codec, str) or codec not in CODECS:
+        raise FormatError(f"{what} has the codec {trust.shown(codec)}; there are {', '.join(CODECS)}")
+    shape = tuple(
+        trust.whole(size, f"an axis of {what}", 1, trust.LONGEST_AXIS)
+        for size in trust.listed(data["shape"], f"the shape of {what}")
+    )
+    dims = tuple(
+        trust.name(dim, f"an axis' name of {what}")
+        for dim in trust.listed(data["dims"], f"the axes of {what}")
+    )
+    spec = ArraySpec(name, path, dims, shape, named_dtype(data["dtype"]), codec)
+    if dims[:1] != ("row",) or len(dims) != len(shape) + 1 or len(dims) > trust.MOST_AXES:
+        raise FormatError(
+            f"{what} has {len(dims)} names for {1 + len(shape)} axes, or rows do not come first"
+        )
+    if spec.row_bytes >= 2**62:
+        raise FormatError(f"{what} has rows of {spec.row_bytes} bytes")
+    if is_text(spec) and (len(shape) != 1 or spec.dtype != np.uint8):
+        raise FormatError(f"the text column {what} is not of uint8 (row, byte)")
+    return spec
 
 
 def metadata_files(manifest: Manifest) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import PlanError, SelectionError, closest
+from .trust import is_device
 
 #: The name of the whole model as a layer.
 ROOT = "."
@@ -231,6 +232,8 @@ def folder_name(name: str, *, marked: bool = False) -> str:
         escaped = _escape(escaped[0]) + escaped[1:]
     if escaped.startswith("__"):  # Zarr keeps such names to itself
         escaped = _escape("_") + escaped[1:]
+    if is_device(escaped):  # Windows opens the device, whatever the folder
+        escaped = _escape(escaped[0]) + escaped[1:]
     if len(escaped) > 200 or marked:
         import hashlib
 

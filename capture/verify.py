@@ -12,6 +12,7 @@ from .place import PathLike, Place, place_of
 from .shard import Shard, ShardRecord
 from .store import (
     Manifest,
+    check_record,
     commit_path,
     committed_blocks,
     metadata_files,
@@ -85,10 +86,12 @@ def repair(
 def _metadata(store: Place, manifest: Manifest) -> Iterator[Damage]:
     for name, expected in metadata_files(manifest).items():
         try:
-            found = store.read(name)
+            found = store.read(name, len(expected))
         except OSError as error:
             yield Damage(name, f"cannot be read: {why(error)}")
             continue
+        except FormatError:
+            found = b""
         if found != expected:
             yield Damage(name, "is not the metadata that belongs to this store")
 
@@ -99,14 +102,9 @@ def _block(store: Place, manifest: Manifest, block: int) -> Iterator[Damage]:
     rows = first, first + manifest.rows_of(block) - 1
     file = commit_path(block)
     try:
-        n_rows, records = read_record(store, block, len(arrays))
-    except (LayertapError, OSError) as error:
+        n_rows, records = check_record(manifest, block, *read_record(store, block, len(arrays)))
+    except LayertapError as error:
         yield Damage(file, str(error), block, rows)
-        return
-    if not 0 < n_rows <= manifest.layout.block_rows or (
-        manifest.n_rows is not None and n_rows != rows[1] - first + 1
-    ):
-        yield Damage(file, f"its record speaks of {n_rows} rows", block, rows)
         return
     for array, record in zip(arrays, records, strict=True):
         problem = _shard(store, manifest, array, block, n_rows, record)

@@ -18,6 +18,7 @@ from .errors import FormatError, StoreError, StoreExistsError, StoreNotFoundErro
 from .files import PART, sync_folder
 from .place import Blob, PathLike, Place, place_of
 from .store import ROOT, commit_path, committed_blocks, metadata_files, read_manifest, shard_path
+from .trust import check_length
 
 # The fixed part of a local header (APPNOTE.TXT of PKWARE, 4.3.7): the lengths of name and extra field end it.
 _HEADER = struct.Struct("<4s22xHH")
@@ -70,9 +71,10 @@ class ZipPlace(Place):
         """The zip file's path or URL."""
         return self._path
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         """Return a member's bytes."""
         member = self.blob(name)
+        check_length(f"{self}/{name}", member.n_bytes, most)
         return member.read(0, member.n_bytes)
 
     def blob(self, name: str) -> Blob:

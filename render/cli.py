@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..capture.errors import LayertapError
+from ..capture.printable import printable
 
 _FILE_A_ROW, _ONE_FILE = "{row:05d}.png", "grid.png"
 
@@ -128,11 +129,12 @@ def _draw(kind: str, one_file: bool, options: dict[str, Any]) -> None:
         else:
             draw_many(run, kind, chosen, out, overwrite=overwrite, report=_report, **options)
     except LayertapError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(error, keep="\n")) from error
 
 
 def _report(path: Path, drawn: bool) -> None:
-    click.echo(path if drawn else f"kept {path} (there already; --overwrite draws it anew)")
+    name = printable(path)
+    click.echo(name if drawn else f"kept {name} (there already; --overwrite draws it anew)")
 
 
 def _scope(text: str) -> str | tuple[str, ...]:

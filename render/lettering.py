@@ -7,6 +7,7 @@ then laid out alike on every machine. Few fonts are wider.
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left, bisect_right
 
 _EM = dict.fromkeys("ijl'|", 0.32)
 _EM |= dict.fromkeys('Iftr .,:;!()[]/\\`"-·', 0.42)
@@ -34,23 +35,24 @@ def shorten(text: str, width: float, size: float, bold: bool = False) -> str:
     """Return `text`, with its middle left out where it is wider than `width` pixels."""
     if text_width(text, size, bold) <= width:
         return text
-    for kept in range(len(text) - 1, 0, -1):
-        head = kept - kept // 2
-        short = text[:head] + "…" + (text[-(kept // 2) :] if kept // 2 else "")
-        if text_width(short, size, bold) <= width:
-            return short
-    return "…"
+
+    def with_kept(n: int) -> str:
+        return text[: n - n // 2] + "…" + (text[-(n // 2) :] if n // 2 else "")
+
+    # The more is kept, the wider: by halves, as a store's texts may be as long as they like.
+    wide = bisect_left(range(1, len(text)), True, key=lambda n: text_width(with_kept(n), size, bold) > width)
+    return with_kept(wide)
 
 
 def wrap_name(name: str, width: float, size: float) -> list[str]:
     """Return a bold `name` on one line, or on two with the break after a dot, shortened only beyond that."""
     if text_width(name, size, bold=True) <= width:
         return [name]
-    heads = [name[: i + 1] for i, char in enumerate(name) if char == "."]
-    fitting = [head for head in heads if text_width(head, size, bold=True) <= width]
-    if not fitting or fitting[-1] == name:
+    n = bisect_right(range(1, len(name)), width, key=lambda i: text_width(name[:i], size, bold=True))
+    head = name[: name.rfind(".", 0, n) + 1]
+    if not head:
         return [shorten(name, width, size, bold=True)]
-    return [fitting[-1], shorten(name[len(fitting[-1]) :], width, size, bold=True)]
+    return [head, shorten(name[len(head) :], width, size, bold=True)]
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:

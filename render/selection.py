@@ -197,9 +197,9 @@ def select_rows(
         DrawError: a row that was asked for is not captured yet, or none is left.
 
     """
-    done = run.committed()
-    if not done.any():
+    if not run.n_committed:
         raise DrawError(f"{run.path} has no captured rows yet; run its capture first")
+    done = run.committed()
     if rows is None:
         chosen = np.flatnonzero(done)
     else:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Values = NDArray[Any]
 
+_ENDS = 200  # characters of a text that are kept at each end
+
 
 @dataclass(frozen=True, eq=False)
 class RowView:
@@ -196,7 +198,7 @@ def _rows(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...
     indices = np.array(rows)
     ids = run.rows["id"][indices] if "id" in run.rows else None
     labels, predictions = (class_column(run, name, indices) for name in ("label", "prediction"))
-    shown = run.rows["picture"][indices] if pictures and "picture" in run.rows else None
+    shown = run.rows["picture"][indices] if pictures and _has_pictures(run) else None
     views = []
     for i, row in enumerate(rows):
         label, prediction = (None if c is None else c[i].item() for c in (labels, predictions))
@@ -205,7 +207,7 @@ def _rows(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...
         views.append(
             RowView(
                 row,
-                None if ids is None else str(ids[i]),
+                None if ids is None else _brief(str(ids[i])),
                 true,
                 predicted,
                 label == prediction if known else None,
@@ -221,13 +223,26 @@ def class_name(classes: tuple[str, ...] | None, label: int | str | None) -> str 
     A label that is text is the name itself, and unknown where it is empty.
     """
     if isinstance(label, str):
-        return label or None
+        return _brief(label) or None
     if label is None or label < 0:
         return None
-    return classes[label] if classes and label < len(classes) else f"class {label}"
+    return _brief(classes[label]) if classes and label < len(classes) else f"class {label}"
+
+
+def _brief(text: str) -> str:
+    """Return a text of a store without the middle of one that nobody would read."""
+    return text if len(text) <= 2 * _ENDS else f"{text[:_ENDS]}…{text[-_ENDS:]}"
+
+
+def _has_pictures(run: Run) -> bool:
+    """Return whether the store has pictures; another's may hold something else under the name."""
+    column = run.rows.get("picture")
+    if column is None or column.dtype != np.uint8:
+        return False
+    return len(column.shape) >= 3 and column.shape[3:] in ((), (1,), (3,))
 
 
 def _rgb(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if picture.ndim == 2:
         picture = picture[..., None]
-    return np.ascontiguousarray(np.broadcast_to(picture[..., :3], (*picture.shape[:2], 3)))
+    return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))

@@ -57,6 +57,10 @@ class FakeRun:
     def committed(self) -> Values:
         return self._committed
 
+    @property
+    def n_committed(self) -> int:
+        return int(self._committed.sum())
+
 
 def a_run(n_rows: int = 6, side: int = 8) -> Any:
     """Positive maps, signed maps and a vector; two classes, every third prediction wrong."""
