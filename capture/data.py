@@ -10,7 +10,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -406,8 +406,11 @@ def as_source(data: Any, preprocess: Preprocess | None = None) -> Source:
     return SampleSource(data, preprocess=preprocess)
 
 
-def prefetched(source: Source, steps: Sequence[range], workers: int) -> Iterator[Batch]:
-    """Yield the batches of `steps` in order, `workers` threads loading ahead of the reader."""
+def prefetched(source: Source, steps: Iterable[range], workers: int) -> Iterator[Batch]:
+    """Yield the batches of `steps` in order, `workers` threads loading ahead of the reader.
+
+    With the one that the reader holds, at most `workers` + 2 batches are alive.
+    """
     if workers < 1:
         yield from map(source.batch, steps)
         return

@@ -12,9 +12,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from .backend import Backend, Learned, Session
 from .columns import column_spec, column_values
-from .data import Preprocess, Source
+from .data import Batch, Preprocess, Source
 from .errors import CaptureError, DataError, PlanError, StoreExistsError
 from .journal import StoreLock, versions, write_log
 from .layout import Layout, array_view
@@ -204,11 +203,9 @@ class Recorder:
         """Run the model over the rows of `source` that are not committed yet."""
         assert self._session is not None
         n_classes = None if self._facts.classes is None else len(self._facts.classes)
-        batches = chain.from_iterable(
-            self._backend.batches(source, steps, workers) for steps in self._rounds(source.n_rows)
-        )
         started = time.perf_counter()
-        with self._session.inference():
+        # Closed on every way out, so that no thread or process goes on loading.
+        with self._session.inference(), contextlib.closing(self._batches(source, workers)) as batches:
             for batch in batches:
                 self._finish_step()
                 self.row = batch.rows.start
@@ -227,21 +224,26 @@ class Recorder:
                 stages.forward_s += ended - loaded - (stages.wait_s - waited)
                 started = ended
 
-    def _rounds(self, n_rows: int) -> Iterator[list[range]]:
+    def _batches(self, source: Source, workers: int) -> Generator[Batch, None, None]:
+        for steps in self._rounds(source.n_rows):
+            yield from self._backend.batches(source, steps, workers)
+
+    def _rounds(self, n_rows: int) -> Iterator[Iterable[range]]:
         """Yield the rows of the steps to run: first one that makes the plan, where it is not known yet."""
         size = self._batch_size or 1
-        steps = [range(i, min(i + size, n_rows)) for i in range(0, n_rows, size)]
+        # Made as they are asked for: a list of them would grow with the data set.
+        steps = (range(i, min(i + size, n_rows)) for i in range(0, n_rows, size))
         if self._existing is None and self._part.n == 1:
             yield steps
             return
         if self._existing is None:
             # Which blocks are this part's follows from their length, which the first step shows.
-            yield steps[:1]
-            if self._pipeline is None:
-                return
-            yield [step for step in steps[1:] if self._is_missing(step)]
+            yield [next(steps)]
+            if self._pipeline is not None:
+                yield filter(self._is_missing, steps)
             return
-        yield [step for step in steps if self._is_missing(step)] or steps[:1]
+        mine = self._part.blocks(self._existing.n_blocks)
+        yield [next(steps)] if self._done.issuperset(mine) else filter(self._is_missing, steps)
 
     def _is_missing(self, step: range) -> bool:
         manifest = self._pipeline.store.manifest if self._pipeline else self._existing
