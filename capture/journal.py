@@ -13,6 +13,7 @@ import platform
 import struct
 import sys
 import time
+import weakref
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,6 +29,9 @@ except ImportError:  # Windows has none; there two writers are not kept apart
 
 class StoreLock:
     """Keeps a second process from writing the same blocks; the kernel drops it when the process dies.
+
+    A child that was forked meanwhile (a data loader's worker) has the same open file: it closes it at once,
+    or the lock would outlive the capture for as long as the child does.
 
     Each block is one byte of a lock file, and a process locks the bytes of its blocks: parts that do not
     overlap pass each other, whatever their numbers.
@@ -56,12 +60,26 @@ class StoreLock:
             raise StoreError(
                 f"another process is capturing into {path}; wait for it, end it, or give each its --part"
             ) from None
+        _held.add(self)
 
     def release(self) -> None:
         """Let the next one in."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+#: Locks of this process, which are not those of its children.
+_held: weakref.WeakSet[StoreLock] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def _lock_bytes(fd: int, first: int, n: int) -> None:

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from .backend import Backend, Learned, Session
 from .columns import column_spec, column_values
 from .data import Batch, Preprocess, Source
-from .errors import CaptureError, DataError, PlanError, StoreExistsError
+from .errors import CaptureError, DataError, PlanError, StoreError, StoreExistsError
 from .journal import StoreLock, versions, write_log
 from .layout import Layout, array_view
 from .parts import Part
-from .pipeline import Piece, Pipeline, Stages
+from .pipeline import Piece, Pipeline, Stages, explained
 from .plan import Settings, check_memory, check_space, plan_layout, slots_of, store_bytes, tap_arrays
 from .progress import Progress
 from .reader import Run, open_run
@@ -364,6 +364,10 @@ class Recorder:
                 if self._part.n == 1:
                     raise
                 self._look_at_existing()  # another part was quicker
+            except OSError as error:
+                if isinstance(error, StoreError):
+                    raise
+                raise explained(error, self.path) from error
         assert self._existing is not None
         manifest = self._same_plan(self._existing, planned)
         mine = set(self._part.blocks(manifest.n_blocks))
@@ -399,6 +403,8 @@ class Recorder:
 
     def _lock_blocks(self, folder: Path, manifest: Manifest) -> None:
         blocks = self._part.blocks(manifest.n_blocks) if manifest.n_rows is not None else None
+        if self._lock is not None:
+            self._lock.release()  # of a folder that another part's has come before
         self._lock = StoreLock(folder, blocks)
 
     def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
@@ -514,17 +520,20 @@ class Recorder:
                     self._session.detach()
             finally:
                 self._close_pipeline(failed)
-        except BaseException:
+        except BaseException as error:
             failed = True
+            if isinstance(error, OSError) and not isinstance(error, StoreError):
+                raise explained(error, self.path) from error
             raise
         finally:
             if self._progress is not None:
                 self._progress.stop()
-            with contextlib.suppress(OSError):  # the error on its way says more than this one would
-                if failed and self._created and not committed_blocks(self.path):
-                    remove_store(self.path)
-            if self._lock is not None:
-                self._lock.release()
+            if self._pipeline is None or not self._pipeline.at_work:  # else the lock ends with the process
+                with contextlib.suppress(OSError):  # the error on its way says more than this one would
+                    if failed and self._created and not committed_blocks(self.path):
+                        remove_store(self.path)
+                if self._lock is not None:
+                    self._lock.release()
 
     def _check_committed(self) -> None:
         """Hold what is committed against what this part of the data set should have come to."""

@@ -8,6 +8,7 @@ one wins and the others find it made.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -167,6 +168,8 @@ class StoreWriter:
             try:
                 os.rename(made, path)
             except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
                 raise StoreExistsError(f"{path} exists already") from error
             sync_folder(path.parent)
         except BaseException:
@@ -279,6 +282,9 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
         was, now = (m.get(group, {}).get(key) for m in (existing, planned))
         if was != now:
             lines.append(f"{_MEANING.get(key, key)}: {was} there, {now} now")
+    was, now = ([tap["name"] for tap in m["taps"]] for m in (existing, planned))
+    if was != now and set(was) == set(now):
+        lines.append(f"order of the taps: {', '.join(was)} there, {', '.join(now)} now")
     for group in ("taps", "columns"):
         was, now = ({a["name"]: a for a in m[group]} for m in (existing, planned))
         for name in [*was, *(n for n in now if n not in was)]:
