@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
 import ml_dtypes
@@ -129,14 +130,15 @@ class TorchBackend(Backend):
             for calls in [notes[layer.name]]
         ]
 
-    def batches(self, source: Source, steps: Sequence[range], workers: int) -> Iterator[Batch]:
+    def batches(self, source: Source, steps: Iterable[range], workers: int) -> Iterator[Batch]:
         """Yield batches; a torch `Dataset` is read by a `DataLoader`, with worker processes if asked."""
         if not isinstance(source, TorchSource) or workers < 1:
             yield from super().batches(source, steps, workers)
             return
+        due, steps = tee(steps)
         loader = torch.utils.data.DataLoader(
             source.samples,
-            batch_sampler=[list(step) for step in steps],
+            batch_sampler=map(list, due),
             num_workers=workers,
             collate_fn=list,
         )

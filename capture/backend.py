@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -179,8 +179,8 @@ class Backend(ABC):
         """Return what identifies the model: its type, and a fingerprint of its weights."""
         return {"type": type(model).__name__}
 
-    def batches(self, source: Source, steps: Sequence[range], workers: int) -> Iterator[Batch]:
-        """Yield the batch of each step, in order."""
+    def batches(self, source: Source, steps: Iterable[range], workers: int) -> Iterator[Batch]:
+        """Yield the batch of each step, in order; ask for steps only as they are due."""
         return prefetched(source, steps, workers)
 
     def source(self, data: Any) -> Source:

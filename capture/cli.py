@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -187,23 +190,24 @@ def capture(
         click.echo(f"left out {len(skipped)} pictures that do not decode: {names}", err=True)
     classes = loaded.classes if source.classes is None else None
     try:
-        run = record_dataset(
-            network,
-            source,
-            store,
-            split_patterns(patterns),
-            batch_size=batch_size,
-            part=part,
-            workers=workers,
-            dtype=dtype,
-            codec=codec,
-            memory=memory,
-            classes=classes,
-            name=loaded.name,
-            overwrite=overwrite,
-            progress=True,
-            on_plan=lambda manifest, n_done: _announce(store, manifest, n_done, memory),
-        )
+        with _stopped_by_sigterm():
+            run = record_dataset(
+                network,
+                source,
+                store,
+                split_patterns(patterns),
+                batch_size=batch_size,
+                part=part,
+                workers=workers,
+                dtype=dtype,
+                codec=codec,
+                memory=memory,
+                classes=classes,
+                name=loaded.name,
+                overwrite=overwrite,
+                progress=True,
+                on_plan=lambda manifest, n_done: _announce(store, manifest, n_done, memory),
+            )
     except LayertapError:
         raise
     except Exception as error:
@@ -211,11 +215,11 @@ def capture(
             f"the model or its data failed: {type(error).__name__}: {error}. What is committed is kept; "
             "LAYERTAP_TRACEBACK=1 shows where"
         ) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated) as stop:
         click.echo(
             f"\nstopped; what is committed is in {store}: the same command goes on from there", err=True
         )
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(stop, _Terminated) else 130) from None
     click.echo(_summary(run))
 
 
@@ -319,6 +323,31 @@ def pack(store: str, file: str, overwrite: bool) -> None:
 
     made = pack_store(store, file, overwrite=overwrite)
     click.echo(f"{made}: {show_bytes(made.stat().st_size)}")
+
+
+class _Terminated(BaseException):
+    """A job scheduler wants the process to end."""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a capture as Ctrl-C does: what is full is still written, and the lock is let go."""
+    owner = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a worker of a data loader, forked meanwhile
+            os._exit(128 + number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second one ends it at once
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def split_patterns(patterns: Sequence[str]) -> list[str]:

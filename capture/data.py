@@ -10,7 +10,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checksum import crc32c
 from .columns import encoded_text
 from .errors import DataError, StoreNotFoundError
 
 Values = NDArray[Any]
 Pictures = NDArray[np.uint8]
+
+# Other data must not be taken for the data that a capture began with. What is longer than three of these is
+# looked at in three places: of compressed pictures, no two are alike there.
+_LOOK_BYTES = 16 * 1024
+_WHOLE_BYTES = 256 * 1024 * 1024  # an array of up to so many bytes is read whole
+_LOOK_SAMPLES = 16  # of a data set that has nothing but [], decoding included
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
@@ -224,11 +231,31 @@ class PictureFolder(Source):
         return Batch(rows, (self.preprocess(pictures),), columns=columns)
 
     def fingerprint(self) -> str:
-        """Hash every picture's path and size in bytes."""
+        """Hash every picture's path, size in bytes, and bytes at its beginning, middle and end."""
         digest = hashlib.sha256()
-        for name in self.ids:
-            digest.update(encoded_text(f"{name}\0{(self.path / name).stat().st_size}\0"))
+        for name, look in zip(self.ids, self._each(self._look), strict=True):
+            digest.update(encoded_text(f"{name}\0{look}\0"))
         return f"folder:{self.n_rows}:{digest.hexdigest()[:32]}"
+
+    def _look(self, name: str) -> str:
+        path = self.path / name
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                crc = 0
+                for start, stop in _looks(size, _LOOK_BYTES):
+                    file.seek(start)
+                    crc = crc32c(file.read(stop - start), crc)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        return f"{size}:{crc:08x}"
+
+    def _each(self, function: Callable[[str], Any]) -> Iterator[Any]:
+        """Yield `function` of each picture's path, in order, by a few threads."""
+        groups = [self.ids[i : i + 64] for i in range(0, len(self.ids), 64)]
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for results in pool.map(lambda group: list(map(function, group)), groups):
+                yield from results
 
     def text_bytes(self) -> dict[str, int]:
         """Return the longest path."""
@@ -256,8 +283,7 @@ class PictureFolder(Source):
                 return True
             return False
 
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            flags = list(pool.map(bad, self.ids, chunksize=64))
+        flags = list(self._each(bad))
         skipped = [name for name, flag in zip(self.ids, flags, strict=True) if flag]
         self.ids = [name for name, flag in zip(self.ids, flags, strict=True) if not flag]
         if not self.ids:
@@ -316,10 +342,9 @@ class ArraySource(Source):
         return Batch(rows, (values,), columns=columns)
 
     def fingerprint(self) -> str:
-        """Hash shape, type and the bytes of up to 64 rows spread over the set."""
+        """Hash shape, type and bytes: of a large set, each row's beginning, middle and end."""
         digest = hashlib.sha256(f"{self.inputs.shape}{self.inputs.dtype}".encode())
-        for row in np.unique(np.linspace(0, self.n_rows - 1, 64).astype(int)):
-            digest.update(np.ascontiguousarray(self.inputs[row]).tobytes())
+        digest.update(f"{_rows_crc(self.inputs):08x}".encode())
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).tobytes())
         return f"array:{self.n_rows}:{digest.hexdigest()[:32]}"
@@ -359,6 +384,21 @@ class SampleSource(Source):
     def batch(self, rows: range) -> Batch:
         """Load and stack `rows`."""
         return self.collate(rows, [self.samples[row] for row in rows])
+
+    def fingerprint(self) -> str:
+        """Hash a few samples, spread over the set; to look at all of them would be to load it twice."""
+        digest = hashlib.sha256()
+        for row in np.unique(np.linspace(0, self.n_rows - 1, _LOOK_SAMPLES).astype(int)):
+            batch = self.collate(range(row, row + 1), [self.samples[int(row)]])
+            for values in (*batch.inputs, *batch.kwargs.values(), *batch.columns.values()):
+                try:
+                    array = np.asarray(values)
+                except TypeError:  # numpy has no such type
+                    continue
+                if array.dtype.hasobject:
+                    continue
+                digest.update(f"{array.shape}{array.dtype}{_rows_crc(array):08x}".encode())
+        return f"{type(self).__name__}:{self.n_rows}:{digest.hexdigest()[:32]}"
 
     def collate(self, rows: range, samples: Sequence[Any]) -> Batch:
         """Stack samples to a batch."""
@@ -406,8 +446,11 @@ def as_source(data: Any, preprocess: Preprocess | None = None) -> Source:
     return SampleSource(data, preprocess=preprocess)
 
 
-def prefetched(source: Source, steps: Sequence[range], workers: int) -> Iterator[Batch]:
-    """Yield the batches of `steps` in order, `workers` threads loading ahead of the reader."""
+def prefetched(source: Source, steps: Iterable[range], workers: int) -> Iterator[Batch]:
+    """Yield the batches of `steps` in order, `workers` threads loading ahead of the reader.
+
+    With the one that the reader holds, at most `workers` + 2 batches are alive.
+    """
     if workers < 1:
         yield from map(source.batch, steps)
         return
@@ -422,6 +465,29 @@ def prefetched(source: Source, steps: Sequence[range], workers: int) -> Iterator
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _looks(size: int, length: int) -> list[tuple[int, int]]:
+    """Return where to look at `size` bytes: everywhere, or `length` at the beginning, middle and end."""
+    if size <= 3 * length:
+        return [(0, size)]
+    return [(start, start + length) for start in (0, (size - length) // 2, size - length)]
+
+
+def _rows_crc(array: Values) -> int:
+    """Return the CRC-32C of an array's rows, of each only a part where the whole is large."""
+    if array.size == 0:
+        return 0
+    row_bytes = array.nbytes // len(array)
+    looks = _looks(row_bytes, max(64, _WHOLE_BYTES // 3 // len(array)))
+    together = max(1, 2**20 // row_bytes)
+    crc = 0
+    for first in range(0, len(array), together):
+        rows = np.ascontiguousarray(array[first : first + together])
+        data = rows.view(np.uint8).reshape(len(rows), row_bytes)
+        for start, stop in looks:
+            crc = crc32c(np.ascontiguousarray(data[:, start:stop]).reshape(-1).data, crc)
+    return crc
 
 
 def _stacked(arrays: Sequence[Values]) -> Values:

@@ -9,6 +9,7 @@ bytes of the file are the same.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ class DurableFile:
                 n = os.writev(self._fd, buffers) if _HAS_WRITEV else os.write(self._fd, buffers[0])
             except OSError as error:
                 if not direct or error.errno != errno.EINVAL:
-                    raise
+                    raise _named(error, part(self.path)) from None
                 direct = self._set_direct(False)  # this file system wants another alignment
                 continue
             self.n_bytes += n
@@ -101,10 +102,13 @@ class DurableFile:
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 durable = True
+        except OSError as failure:
+            raise _named(failure, part(self.path)) from None
         finally:
             os.close(fd)
             if not durable:
-                part(self.path).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the error on its way says more than this one would
+                    part(self.path).unlink(missing_ok=True)
 
 
 def part(path: Path) -> Path:
@@ -124,6 +128,8 @@ def sync_folder(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        raise _named(error, path) from None
     finally:
         os.close(fd)
 
@@ -134,6 +140,12 @@ def write_file(path: Path, data: bytes) -> None:
         file.write([data])
     publish(path)
     sync_folder(path.parent)
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """Return the error of a call that took a descriptor, with the file's name."""
+    error.filename = str(path)
+    return error
 
 
 def _rest(buffers: list[Bytes], n_written: int) -> list[Bytes]:

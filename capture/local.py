@@ -15,6 +15,7 @@ import shutil
 import struct
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,8 @@ class LocalPlace(Place):
             try:
                 os.rename(made, path)
             except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
                 raise StoreExistsError(f"{path} exists already") from error
             sync_folder(path.parent)
         except BaseException:
@@ -213,6 +216,9 @@ class LocalBlob(Blob):
 class FileLock:
     """Keeps a second process from writing the same blocks; the kernel drops it when the process dies.
 
+    A child that was forked meanwhile (a data loader's worker) has the same open file: it closes it at once,
+    or the lock would outlive the capture for as long as the child does.
+
     Each block is one byte of a lock file, and a process locks the bytes of its blocks: parts that do not
     overlap pass each other, whatever their numbers.
 
@@ -241,6 +247,7 @@ class FileLock:
             raise StoreError(
                 f"another process is capturing into {path}; wait for it, end it, or give each its --part"
             ) from None
+        _held.add(self)
 
     def check(self) -> None:
         """Do nothing: the kernel takes a lock from no living process."""
@@ -250,6 +257,19 @@ class FileLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+#: Locks of this process, which are not those of its children.
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def is_empty_folder(path: Path) -> bool:

@@ -6,7 +6,9 @@ turn full slots into committed blocks. The contract:
 * `begin` is the only call that waits. It waits while every slot is full or being written, so memory never
   grows and nothing is dropped; and it raises what a writer failed with.
 * The first failure wins. Nothing more is written after it; what was committed stays.
-* `close` waits for the writers, and raises what they failed with unless another error is on its way.
+* `close` waits for the writers, and raises what they failed with unless another error is on its way. What
+  interrupts it makes the writers leave what is queued; it waits for the shards that are half-written all the
+  same, because a thread that writes on after the end would meet the next capture.
 
 A writer spends its time in C (gather-write, checksum, encode, sync) without the interpreter's lock.
 """
@@ -24,7 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CaptureError, NoSpaceError, StoreError, why
+from .errors import CaptureError, LayertapError, NoSpaceError, PlanError, StoreError, why
 from .layout import Layout
 from .place import Place
 from .shard import ShardRecord, write_shard
@@ -125,7 +127,7 @@ class Pipeline:
         self._lock = threading.Condition()
         self._failure: BaseException | None = None
         # Anonymous pages: aligned for direct transfers, given back as a whole, and never a copy.
-        self.memory: Memory = np.frombuffer(mmap.mmap(-1, n_slots * self.layout.block_bytes), np.uint8)
+        self.memory: Memory = np.frombuffer(_allocated(n_slots * self.layout.block_bytes), np.uint8)
         self._free = [self._slot(i) for i in reversed(range(n_slots))]
         self.slabs = tuple(slab for slot in self._free for slab in slot.slabs)
         self._open: dict[int, _Slot] = {}
@@ -183,10 +185,23 @@ class Pipeline:
         """Wait until what was submitted is committed, and end the writers."""
         for _ in self._writers:
             self._jobs.put(None)
-        for writer in self._writers:
-            writer.join()
+        try:
+            self._join()
+        except BaseException as error:
+            self._fail(error)
+            self._join()
+            raise
         if self._failure is not None and not failed:
             self._raise_failure()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a writer may still write."""
+        return any(writer.is_alive() for writer in self._writers)
+
+    def _join(self) -> None:
+        for writer in self._writers:
+            writer.join()
 
     def _slot(self, i: int) -> _Slot:
         layout = self.layout
@@ -233,7 +248,9 @@ class Pipeline:
             try:
                 self._write_shard(*job)
             except OSError as error:
-                self._fail(_explained(error, self.store.place))
+                self._fail(explained(error, self.store.place))
+            except Exception as error:
+                self._fail(self._unexpected(error, *job))
             except BaseException as error:
                 self._fail(error)
             finally:
@@ -262,6 +279,17 @@ class Pipeline:
         if self._on_commit is not None:
             self._on_commit(self.stages)
 
+    def _unexpected(self, error: Exception, slot: _Slot, i: int) -> Exception:
+        if isinstance(error, LayertapError):
+            return error
+        first, name = slot.block * self.layout.block_rows, self.layout.arrays[i].name
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        unexpected = CaptureError(
+            f"cannot write rows {first} to {first + slot.n_rows - 1} of {name}: {what}. {_KEPT}"
+        )
+        unexpected.__cause__ = error
+        return unexpected
+
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._failure = self._failure or error
@@ -272,13 +300,27 @@ class Pipeline:
         raise self._failure
 
 
-def _explained(error: OSError, place: Place) -> OSError:
-    """Return what the user is told of a file that could not be written."""
-    kept = "Blocks that are committed are kept: once this is mended, the same capture goes on after them"
+_KEPT = "Blocks that are committed are kept: once this is mended, the same capture goes on after them"
+
+
+def explained(error: OSError, place: Place) -> OSError:
+    """Return what the user is told of a file, of the store at `place`, that could not be written."""
     if isinstance(error, StoreError):
-        explained: OSError = type(error)(f"{error}. {kept}")
+        told: OSError = error if _KEPT in str(error) else type(error)(f"{error}. {_KEPT}")
     else:
         kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
-        explained = kind(f"cannot write {error.filename or place}: {why(error)}. {kept}")
-    explained.__cause__ = error
-    return explained
+        file = error.filename2 or error.filename or place  # of a rename, what stands in the way
+        told = kind(f"cannot write {file}: {why(error)}. {_KEPT}")
+    if told is not error:
+        told.__cause__ = error
+    return told
+
+
+def _allocated(n_bytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, n_bytes)
+    except (OSError, MemoryError) as error:
+        raise PlanError(
+            f"the blocks take {n_bytes:,} bytes of memory, and the system does not give them: "
+            f"{getattr(error, 'strerror', None) or error}. Give less memory=, smaller batches or fewer layers"
+        ) from error

@@ -3,7 +3,7 @@
 It is worked out once, from the first step's shapes, before a byte is written.
 
 Memory is one number. It is shared out as follows: one step's bytes for the copies that the first step keeps
-(later: what a device holds back), the encode buffers of the writers, and the rest for two or three blocks.
+(later: what a device holds back), the buffers of the writers, and the rest for two or three blocks.
 Two blocks let the model fill one while the other is written; the third evens out their speeds.
 """
 
@@ -14,15 +14,16 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from .backend import Learned
 from .codecs import check_codec
 from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
-from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
+from .layout import ArraySpec, Layout, slab_bytes
 from .machine import available_bytes
 from .place import Place
-from .shard import FLUSH_BYTES
+from .shard import buffer_bytes
 from .taps import distinct_folders
 
 #: What `dtype` accepts beside None.
@@ -44,7 +45,11 @@ class Settings:
     codec: str = "none"
     """How inner chunks are encoded."""
     memory: str | int = DEFAULT_MEMORY
-    """Bytes of host memory that the engine may hold, as a number or as text (`1GiB`)."""
+    """Bytes of host memory that the engine may hold, as a number or as text (`1GiB`).
+
+    They cover the blocks, the copies that the first step keeps and the buffers of the writers; not the model
+    and its data, of which up to `workers` + 2 batches are alive at a time.
+    """
     writers: int | None = None
     """Writer threads; None: two, or one where there is one core; four where they wait for a network."""
     upload_bytes: int = 0
@@ -134,20 +139,21 @@ def plan_layout(
     arrays = (*taps, *columns)
     step_bytes = slab_bytes(arrays, step_rows)
     wanted = max(_BLOCK_BYTES, len(arrays) * _SHARD_BYTES)
+    most = max(1, wanted // step_bytes)
+    if n_rows is not None:
+        most = min(most, -(-n_rows // step_rows))
+
+    def needed_for(n_slots: int, n_rows: int, steps: int) -> int:
+        reserve = _reserve(taps, columns, n_rows, steps, settings, kept_row_bytes)
+        return n_slots * steps * slab_bytes(arrays, n_rows) + reserve
+
     for n_slots in (3, 2):
-        room = (settings.memory_bytes - _reserve(taps, step_rows, settings, kept_row_bytes)) // n_slots
-        steps = min(room, wanted) // step_bytes
-        if room >= step_bytes:
-            steps = max(1, steps)
-            if n_rows is not None:
-                steps = min(steps, -(-n_rows // step_rows))
+        key = partial(needed_for, n_slots, step_rows)
+        steps = bisect_right(range(1, most + 1), settings.memory_bytes, key=key)
+        if steps:
             return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
-
-    def needed_for(n_rows: int) -> int:
-        return 2 * slab_bytes(arrays, n_rows) + _reserve(taps, n_rows, settings, kept_row_bytes)
-
-    needed = needed_for(step_rows)
-    fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=needed_for)
+    needed = needed_for(2, step_rows, 1)
+    fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=lambda n: needed_for(2, n, 1))
     raise PlanError(
         f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "
         f"{settings.memory}: two batches, the copies of the first and "
@@ -163,7 +169,9 @@ def slots_of(layout: Layout, settings: Settings, kept_row_bytes: int | None = No
     Raises:
         PlanError: not even two.
     """
-    room = settings.memory_bytes - _reserve(layout.taps, layout.step_rows, settings, kept_row_bytes)
+    steps = layout.steps_per_block
+    reserve = _reserve(layout.taps, layout.columns, layout.step_rows, steps, settings, kept_row_bytes)
+    room = settings.memory_bytes - reserve
     n_slots = min(3, room // layout.block_bytes)
     if n_slots < 2:
         needed = 2 * layout.block_bytes + settings.memory_bytes - room
@@ -243,13 +251,16 @@ def _enough(n_bytes: int) -> str:
 
 
 def _reserve(
-    taps: Sequence[ArraySpec], step_rows: int, settings: Settings, kept_row_bytes: int | None
+    taps: Sequence[ArraySpec],
+    columns: Sequence[ArraySpec],
+    step_rows: int,
+    n_steps: int,
+    settings: Settings,
+    kept_row_bytes: int | None,
 ) -> int:
     """Return the bytes that are needed beside the blocks."""
     first_step = slab_bytes(tuple(taps), step_rows) + settings.n_writers * settings.upload_bytes
     if kept_row_bytes is not None:
         first_step += max(0, kept_row_bytes * step_rows - slab_bytes(tuple(taps), step_rows))
-    if settings.codec == "none":
-        return first_step + settings.n_writers * CHUNK_BYTES
-    largest = max((tap.row_bytes for tap in taps), default=0)
-    return first_step + settings.n_writers * (FLUSH_BYTES + 2 * max(largest, CHUNK_BYTES))
+    buffers = max(buffer_bytes(array, step_rows, n_steps) for array in (*taps, *columns))
+    return first_step + settings.n_writers * buffers

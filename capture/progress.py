@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -14,7 +15,10 @@ _LINE_S = 10  # where there is no terminal, a line at most this often
 
 
 class Progress:
-    """Rows, rate, bytes, the slowest stage and the time left; without a terminal, a line now and then."""
+    """Rows, rate, bytes, the slowest stage and the time left; without a terminal, a line now and then.
+
+    Whoever reads it may go away: no capture fails for its progress.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,7 +40,8 @@ class Progress:
             file=sys.stderr,
             width=24,
         )
-        self._bar.render_progress()
+        with contextlib.suppress(OSError):
+            self._bar.render_progress()
 
     def show(self, stages: Stages) -> None:
         """Show the state after a commit; called by any writer thread."""
@@ -45,11 +50,11 @@ class Progress:
             f"{stages.n_rows / seconds:,.0f} rows/s  {show_bytes(stages.n_bytes)} at "
             f"{show_bytes(stages.n_bytes / seconds)}/s  slowest: {stages.slowest()}"
         )
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             if stages.n_rows <= self._shown:
                 return
-            self._bar.update(stages.n_rows - self._shown, text)
-            self._shown = stages.n_rows
+            n_new, self._shown = stages.n_rows - self._shown, stages.n_rows
+            self._bar.update(n_new, text)
             if not sys.stderr.isatty() and seconds - self._said_s > _LINE_S:
                 self._said_s = seconds
                 print(f"{stages.n_rows:,} of {self._bar.length:,} rows  {text}", file=sys.stderr, flush=True)
@@ -57,5 +62,6 @@ class Progress:
     def stop(self) -> None:
         """End the line."""
         if self._bar is not None:
-            self._bar.render_finish()
+            with contextlib.suppress(OSError):
+                self._bar.render_finish()
             self._bar = None

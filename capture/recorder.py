@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ from numpy.typing import NDArray
 
 from .backend import Backend, Learned, Session
 from .columns import column_spec, column_values
-from .data import Preprocess, Source
-from .errors import CaptureError, DataError, PlanError, StoreExistsError
+from .data import Batch, Preprocess, Source
+from .errors import CaptureError, DataError, PlanError, StoreError, StoreExistsError
 from .journal import versions, write_log
 from .layout import Layout, array_view
 from .parts import Part
-from .pipeline import Piece, Pipeline, Stages
+from .pipeline import Piece, Pipeline, Stages, explained
 from .place import PathLike, Place, place_of
 from .plan import Settings, check_memory, check_space, plan_layout, slots_of, store_bytes, tap_arrays
 from .progress import Progress
@@ -199,11 +198,9 @@ class Recorder:
         """Run the model over the rows of `source` that are not committed yet."""
         assert self._session is not None
         n_classes = None if self._facts.classes is None else len(self._facts.classes)
-        batches = chain.from_iterable(
-            self._backend.batches(source, steps, workers) for steps in self._rounds(source.n_rows)
-        )
         started = time.perf_counter()
-        with self._session.inference():
+        # Closed on every way out, so that no thread or process goes on loading.
+        with self._session.inference(), contextlib.closing(self._batches(source, workers)) as batches:
             for batch in batches:
                 self._finish_step()
                 self.row = batch.rows.start
@@ -222,21 +219,26 @@ class Recorder:
                 stages.forward_s += ended - loaded - (stages.wait_s - waited)
                 started = ended
 
-    def _rounds(self, n_rows: int) -> Iterator[list[range]]:
+    def _batches(self, source: Source, workers: int) -> Generator[Batch, None, None]:
+        for steps in self._rounds(source.n_rows):
+            yield from self._backend.batches(source, steps, workers)
+
+    def _rounds(self, n_rows: int) -> Iterator[Iterable[range]]:
         """Yield the rows of the steps to run: first one that makes the plan, where it is not known yet."""
         size = self._batch_size or 1
-        steps = [range(i, min(i + size, n_rows)) for i in range(0, n_rows, size)]
+        # Made as they are asked for: a list of them would grow with the data set.
+        steps = (range(i, min(i + size, n_rows)) for i in range(0, n_rows, size))
         if self._existing is None and self._part.n == 1:
             yield steps
             return
         if self._existing is None:
             # Which blocks are this part's follows from their length, which the first step shows.
-            yield steps[:1]
-            if self._pipeline is None:
-                return
-            yield [step for step in steps[1:] if self._is_missing(step)]
+            yield [next(steps)]
+            if self._pipeline is not None:
+                yield filter(self._is_missing, steps)
             return
-        yield [step for step in steps if self._is_missing(step)] or steps[:1]
+        mine = self._part.blocks(self._existing.n_blocks)
+        yield [next(steps)] if self._done.issuperset(mine) else filter(self._is_missing, steps)
 
     def _is_missing(self, step: range) -> bool:
         manifest = self._pipeline.store.manifest if self._pipeline else self._existing
@@ -357,6 +359,10 @@ class Recorder:
                 if self._part.n == 1:
                     raise
                 self._look_at_existing()  # another part was quicker
+            except OSError as error:
+                if isinstance(error, StoreError):
+                    raise
+                raise explained(error, self.place) from error
         assert self._existing is not None
         manifest = self._same_plan(self._existing, planned)
         mine = set(self._part.blocks(manifest.n_blocks))
@@ -498,17 +504,20 @@ class Recorder:
                     self._session.detach()
             finally:
                 self._close_pipeline(failed)
-        except BaseException:
+        except BaseException as error:
             failed = True
+            if isinstance(error, OSError) and not isinstance(error, StoreError):
+                raise explained(error, self.place) from error
             raise
         finally:
             if self._progress is not None:
                 self._progress.stop()
-            with contextlib.suppress(OSError):  # the error on its way says more than this one would
-                if failed and self._created and not self._committed():
-                    self.place.remove()
-            if self._store is not None:
-                self._store.release()
+            if self._pipeline is None or not self._pipeline.at_work:  # else the lock ends with the process
+                with contextlib.suppress(OSError):  # the error on its way says more than this one would
+                    if failed and self._created and not self._committed():
+                        self.place.remove()
+                if self._store is not None:
+                    self._store.release()
 
     def _committed(self) -> set[int]:
         assert self._store is not None

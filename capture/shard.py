@@ -20,12 +20,17 @@ from .checksum import CRC_BYTES, crc32c, crc_bytes, unsealed
 from .dtypes import EXPONENT_BITS, DType
 from .errors import ChecksumError, FormatError, StoreError, why
 from .files import PAGE
-from .layout import ArraySpec, Layout
+from .layout import CHUNK_BYTES, ArraySpec, Layout, chunk_rows
 from .place import Blob, Bytes, NewFile, Place
 from .trust import check_room
 
 _MISSING = 2**64 - 1
-FLUSH_BYTES = 4 * 1024 * 1024
+FLUSH_BYTES = 2 * 1024 * 1024
+MAX_BUFFERS = 1024  # that wait, of any size
+_TAILS = 64  # pages for checksums that wait to be written
+_COUNTED_BYTES = 64 * 1024  # values that are not finite are counted in pieces of this
+_ENCODER_BYTES = 1024 * 1024  # what zstd and Blosc allocate beside their output
+_BUFFER_BYTES = 384  # a waiting buffer: the objects that Python and the kernel's list need for it
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,20 @@ def write_shard(
         n_rows: rows of the block that exist; fewer than `layout.block_rows` in the last block alone. What
             its last inner chunk lacks is written as zeros.
     """
-    chunk_rows = layout.chunk_rows(array)
-    chunk_bytes = chunk_rows * array.row_bytes
-    n_chunks = -(-n_rows // chunk_rows)
-    index = np.full((layout.block_rows // chunk_rows, 2), _MISSING, "<u8")
+    chunk_length = layout.chunk_rows(array)
+    chunk_bytes = chunk_length * array.row_bytes
+    n_chunks = -(-n_rows // chunk_length)
+    index = np.full((layout.block_rows // chunk_length, 2), _MISSING, "<u8")
     # Whole pages start at whole pages, so that they can bypass the page cache.
     pages = array.codec == "none" and chunk_bytes % PAGE == 0
-    tails = memoryview(mmap.mmap(-1, n_chunks * PAGE)) if pages else None
+    tails = memoryview(mmap.mmap(-1, min(n_chunks, _TAILS) * PAGE)) if pages else None
     offset = layout.offsets[layout.arrays.index(array)]
     n_nan = n_inf = position = chunks_crc = 0
     batch = _Batch()
     with new as file:
         for i in range(n_chunks):
-            last = min((i + 1) * chunk_rows, n_rows)
-            pieces = list(_pieces(array, offset, layout.step_rows, slabs, i * chunk_rows, last))
+            last = min((i + 1) * chunk_length, n_rows)
+            pieces = list(_pieces(array, offset, layout.step_rows, slabs, i * chunk_length, last))
             nan, inf = count_nonfinite(pieces, array.dtype)
             n_nan, n_inf = n_nan + nan, n_inf + inf
             data = _encoded(array, pieces, chunk_bytes)
@@ -78,9 +83,12 @@ def write_shard(
             index[i] = position, n_bytes
             crc = crc_bytes(_crc_of(data))
             chunks_crc = crc32c(crc, chunks_crc)
-            whole = tails is not None and (i + 1) * chunk_rows <= n_rows
+            whole = tails is not None and (i + 1) * chunk_length <= n_rows
             if tails is not None:
-                tail = tails[i * PAGE : (i + 1) * PAGE]
+                at = i % _TAILS
+                if at == 0:
+                    batch.write(file)  # the pages are taken again
+                tail = tails[at * PAGE : (at + 1) * PAGE]
                 tail[:CRC_BYTES] = crc
                 position += chunk_bytes + PAGE
             else:
@@ -92,6 +100,20 @@ def write_shard(
         batch.add(file, [index_bytes, crc_bytes(index_crc)], direct=False)
         batch.write(file)
         return ShardRecord(file.n_bytes, index_crc, chunks_crc, n_nan, n_inf)
+
+
+def buffer_bytes(array: ArraySpec, step_rows: int, n_steps: int) -> int:
+    """Return the most that `write_shard` holds beside the slabs, for a block of `n_steps` steps."""
+    shard_bytes = array.row_bytes * step_rows * n_steps
+    chunk_bytes = min(shard_bytes, max(array.row_bytes, CHUNK_BYTES))
+    n_chunks = n_steps * (step_rows // chunk_rows(array.row_bytes, step_rows, 1))  # or fewer
+    # What waits is written once there are so many buffers; one chunk may be made of more.
+    waiting = _BUFFER_BYTES * (min(2 * n_chunks, MAX_BUFFERS) + n_steps) + 32 * n_chunks
+    if array.codec == "none":
+        return waiting + min(n_chunks, _TAILS) * PAGE + min(shard_bytes, 4 * _COUNTED_BYTES)
+    # The chunk in one piece, what it becomes at worst, and that again cut to its length.
+    encoding = 3 * chunk_bytes + min(_ENCODER_BYTES, 128 * 1024 + 2 * chunk_bytes)
+    return waiting + encoding + min(shard_bytes, FLUSH_BYTES)
 
 
 class _Batch:
@@ -108,7 +130,7 @@ class _Batch:
             self._direct = direct
         self._buffers += buffers
         self._n_bytes += sum(memoryview(buffer).nbytes for buffer in buffers)
-        if flush and self._n_bytes >= FLUSH_BYTES:
+        if (flush and self._n_bytes >= FLUSH_BYTES) or len(self._buffers) >= MAX_BUFFERS:
             self.write(file)
 
     def write(self, file: NewFile) -> None:
@@ -156,7 +178,7 @@ def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, in
     # temporary tell whether there is any, several times faster than isfinite().
     sign = 1 << (8 * dtype.itemsize - 1)
     signed, unsigned = np.dtype(f"i{dtype.itemsize}"), np.dtype(f"u{dtype.itemsize}")
-    for piece in pieces:
+    for piece in _cut(pieces, _COUNTED_BYTES):
         highest = np.frombuffer(piece, signed).max(initial=0)
         if highest >= exponent or np.frombuffer(piece, unsigned).max(initial=0) >= sign | exponent:
             # Not isnan(): ml_dtypes' warns of signalling NaNs.
@@ -164,6 +186,12 @@ def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, in
             n_nan += int(np.count_nonzero(magnitude > exponent))
             n_inf += int(np.count_nonzero(magnitude == exponent))
     return n_nan, n_inf
+
+
+def _cut(pieces: Sequence[memoryview], n_bytes: int) -> Iterator[memoryview]:
+    for piece in pieces:
+        for start in range(0, piece.nbytes, n_bytes):
+            yield piece[start : start + n_bytes]
 
 
 def least_bytes(array: ArraySpec, layout: Layout, n_rows: int) -> int:

@@ -247,6 +247,9 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
         was, now = (m.get(group, {}).get(key) for m in (existing, planned))
         if was != now:
             lines.append(f"{_MEANING.get(key, key)}: {was} there, {now} now")
+    was, now = ([tap["name"] for tap in m["taps"]] for m in (existing, planned))
+    if was != now and set(was) == set(now):
+        lines.append(f"order of the taps: {', '.join(was)} there, {', '.join(now)} now")
     for group in ("taps", "columns"):
         was, now = ({a["name"]: a for a in m[group]} for m in (existing, planned))
         for name in [*was, *(n for n in now if n not in was)]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from layertap.capture.backend import Learned
 from layertap.capture.errors import NoSpaceError, PlanError
-from layertap.capture.layout import CHUNK_BYTES, ArraySpec, slab_bytes
+from layertap.capture.layout import ArraySpec, slab_bytes
 from layertap.capture.local import LocalPlace
 from layertap.capture.plan import (
     Settings,
@@ -27,6 +27,7 @@ from layertap.capture.plan import (
     store_bytes,
     tap_arrays,
 )
+from layertap.capture.shard import buffer_bytes
 from layertap.capture.taps import TapName
 
 MIB = 2**20
@@ -165,18 +166,18 @@ INPUTS = [
 ]
 
 
-def needed_memory(taps: tuple[ArraySpec, ...], step_rows: int, settings: Settings) -> int:
-    """What is not blocks, by the words of the documentation: the first step's copies, and the buffers."""
-    kept = slab_bytes(taps, step_rows)
-    if settings.codec == "none":
-        return kept + settings.n_writers * CHUNK_BYTES
-    return kept + settings.n_writers * (4 * MIB + 2 * max(CHUNK_BYTES, *(tap.row_bytes for tap in taps)))
+def needed_memory(
+    taps: tuple[ArraySpec, ...], columns: tuple[ArraySpec, ...], step_rows: int, n: int, settings: Settings
+) -> int:
+    """What is not blocks, of `n` steps: the first step's copies, and the writers' largest buffers."""
+    buffers = [buffer_bytes(array, step_rows, n) for array in (*taps, *columns)]
+    return slab_bytes(taps, step_rows) + settings.n_writers * max(buffers)
 
 
 def test_blocks_are_whole_steps_and_two_or_three_of_them_fit_the_memory() -> None:
     planned = refused = 0
     for taps, columns, step_rows, n_rows, settings in INPUTS:
-        rest = needed_memory(taps, step_rows, settings)
+        rest = needed_memory(taps, columns, step_rows, 1, settings)
         try:
             layout = plan_layout(taps, columns, step_rows, n_rows, settings)
         except PlanError:
@@ -189,7 +190,8 @@ def test_blocks_are_whole_steps_and_two_or_three_of_them_fit_the_memory() -> Non
         assert layout.block_rows % step_rows == 0
         n_slots = slots_of(layout, settings)
         assert n_slots in (2, 3)
-        assert n_slots * layout.block_bytes + rest <= settings.memory_bytes
+        buffers = needed_memory(taps, columns, step_rows, layout.steps_per_block, settings)
+        assert n_slots * layout.block_bytes + buffers <= settings.memory_bytes
         assert (n_slots == 3) is (3 * layout.slab_bytes + rest <= settings.memory_bytes)
         if n_rows is not None:  # no block is longer than the data set needs
             assert layout.block_rows - step_rows < n_rows
@@ -212,7 +214,8 @@ def test_a_refusal_says_what_would_fit_and_that_fits() -> None:
         layout = plan_layout(taps, columns, step_rows, n_rows, more)
         assert slots_of(layout, more) >= 2
         # Not much more than it takes.
-        needed = 2 * slab_bytes((*taps, *columns), step_rows) + needed_memory(taps, step_rows, settings)
+        rest = needed_memory(taps, columns, step_rows, 1, settings)
+        needed = 2 * slab_bytes((*taps, *columns), step_rows) + rest
         assert needed <= more.memory_bytes <= 1.02 * needed + 1
         smaller = re.search(r"a batch size of at most (\d+)", message)
         seen.add(bool(smaller))
@@ -229,8 +232,8 @@ def test_a_store_whose_blocks_do_not_fit_says_what_would_and_that_fits() -> None
     taps = (spec("a", 65_537),)
     layout = plan_layout(taps, (), 64, None, Settings(memory="1GiB", writers=1))
     for writers in (1, 2, 5):
-        small = Settings(memory="20MiB", writers=writers)
-        with pytest.raises(PlanError, match="20MiB are given") as caught:
+        small = Settings(memory="4MiB", writers=writers)
+        with pytest.raises(PlanError, match="4MiB are given") as caught:
             slots_of(layout, small)
         advised = re.search(r"need memory=([\w.]+),", str(caught.value))
         assert advised
