@@ -167,7 +167,7 @@ def record_at(path: Path, name: str) -> int:
 
 @contextlib.contextmanager
 def little_memory(n_bytes: int) -> Iterator[None]:
-    """Let this process take `n_bytes` of memory more, and none beyond that, where the system has such a limit."""
+    """Let this process take `n_bytes` of memory more and none beyond, where the system has such a limit."""
     statm = Path("/proc/self/statm")
     if resource is None or not statm.exists():
         yield
