@@ -388,6 +388,22 @@ def test_a_tap_described_in_another_type_is_refused(store, key, value):
     refused(store)
 
 
+@pytest.mark.parametrize(
+    ("dims", "shape", "dtype"),
+    [
+        (["row", "maps_byte"], [768], "float32"),
+        (["row", "y", "x", "maps_byte"], [16, 16, 3], "uint8"),
+        (["x", "y", "z", "channel"], [16, 16, 3], "float32"),
+        (["row", *["x"] * 40], [1] * 40, "float32"),
+        (["row", "x"], [2**20] * 2, "float32"),
+        (["row", *["x"] * 3], [2**31] * 3, "float32"),
+    ],
+)
+def test_axes_that_no_array_has_are_refused(store, dims, shape, dtype):
+    hostile.edit(store, lambda m: m["taps"][0].update(dims=dims, shape=shape, dtype=dtype))
+    refused(store)
+
+
 def test_facts_that_are_missing_are_not_needed(store):
     for key in ("model", "data", "preprocess", "classes", "versions"):
         hostile.edit(store, lambda manifest, key=key: manifest.pop(key))
