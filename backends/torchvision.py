@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.error import URLError
 
@@ -64,7 +68,13 @@ def load_data(name: str, options: dict[str, Any]) -> Any:
 
 def _build(name: str, weights: Any, options: dict[str, Any]) -> torch.nn.Module:
     try:
-        model: torch.nn.Module = torchvision.models.get_model(name, weights=weights, **options)
+        with _nothing_unpickled():
+            model: torch.nn.Module = torchvision.models.get_model(name, weights=weights, **options)
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"the file of {name}'s weights in {torch.hub.get_dir()}/checkpoints holds more than weights, and "
+            f"is not loaded: {str(error).splitlines()[0]}. Delete it, and it is downloaded anew"
+        ) from error
     except (URLError, OSError) as error:
         file = weights.url.rpartition("/")[2] if weights is not None else name
         raise DataError(
@@ -74,6 +84,21 @@ def _build(name: str, weights: Any, options: dict[str, Any]) -> torch.nn.Module:
     except (TypeError, ValueError) as error:
         raise DataError(f"torchvision:{name} cannot be built: {error}") from error
     return model
+
+
+@contextmanager
+def _nothing_unpickled() -> Iterator[None]:
+    """Let files of weights give tensors alone: torchvision loads them as pickles, which can run any code."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
 
 
 def _preprocess(weights: Any) -> Preprocess | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .errors import CaptureError, LayertapError, PlanError
+from .errors import CaptureError, DataError, LayertapError, PlanError, StoreExistsError
 from .printable import printable
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def reports_errors(command: Command) -> Command:
         except LayertapError as error:
             if os.environ.get("LAYERTAP_TRACEBACK"):
                 raise
-            raise click.ClickException(printable(error, keep="\n")) from error
+            # Others speak of what a store says, which must not make up lines of its own.
+            has_lines = isinstance(error, CaptureError | DataError | PlanError | StoreExistsError)
+            raise click.ClickException(printable(error, keep="\n" if has_lines else "")) from error
 
     return run  # type: ignore[return-value]
 

@@ -20,6 +20,7 @@ from .dtypes import dtype_name, fill_value, named_dtype
 from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, StoreNotFoundError, why
 from .layout import ArraySpec, Layout
 from .place import Lock, NewFile, Place
+from .printable import printable
 from .shard import ShardRecord, least_bytes
 
 Json = dict[str, Any]
@@ -261,7 +262,7 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
                 for field in ("shape", "dtype", "codec")
                 if was[name][field] != now[name][field]
             ]
-    return lines
+    return [printable(line) for line in lines]
 
 
 _MEANING = {

@@ -129,7 +129,7 @@ def _draw(kind: str, one_file: bool, options: dict[str, Any]) -> None:
         else:
             draw_many(run, kind, chosen, out, overwrite=overwrite, report=_report, **options)
     except LayertapError as error:
-        raise click.ClickException(printable(error, keep="\n")) from error
+        raise click.ClickException(printable(error)) from error
 
 
 def _report(path: Path, drawn: bool) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ import numpy as np
 from layertap.capture.checksum import crc32c, sealed
 from layertap.capture.store import commit_path, manifest_crc, shard_name
 from layertap.capture.verify import verify
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 N_ROWS = 24
 CODECS = ("none", "lz4", "zstd")
@@ -157,6 +163,22 @@ def record_at(path: Path, name: str) -> int:
     """Return where in a commit record the fields of an array begin."""
     names = [array.name for array in lt.open(path).manifest.layout.arrays]
     return 1 + 5 * names.index(name)
+
+
+@contextlib.contextmanager
+def little_memory(n_bytes: int) -> Iterator[None]:
+    """Let this process take `n_bytes` of memory more and none beyond, where the system has such a limit."""
+    statm = Path("/proc/self/statm")
+    if resource is None or not statm.exists():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(statm.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def use(path: Path, draws: bool = True) -> list[str]:

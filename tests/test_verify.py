@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from layertap.__main__ import main
+from layertap.capture.store import commit_path, shard_name
 from layertap.capture.testing import contents
-from layertap.capture.verify import repair, verify
+from layertap.capture.verify import Damage, repair, verify
 
 
 def values() -> Any:
@@ -38,50 +40,67 @@ def capture(path: Path, codec: str = "none") -> lt.Run:
     )
 
 
-def everything(path: Path) -> list[Any]:
-    """All that a reader gets of a store, or the error that it gets instead."""
-    try:
-        run = lt.open(path, check=True)
-        arrays = [*run.taps.values(), *run.rows.values()]
-        read = [array[...].tolist() for array in arrays]
-        return [
-            *read,
-            run.classes,
-            run.info,
-            run.stats,
-            run.complete,
-            list(run.taps),
-            run.committed().tolist(),
-        ]
-    except (lt.LayertapError, OSError) as error:
-        return [type(error)]
+def kinds_of_bytes(run: lt.Run) -> dict[str, list[tuple[Path, range]]]:
+    """Return the bytes of a store by what they are: each kind's files, and which part of them."""
+    kinds: dict[str, list[tuple[Path, range]]] = {
+        "root": [(run.path / "zarr.json", range((run.path / "zarr.json").stat().st_size))],
+        "metadata": [],
+        "record": [],
+        "index": [],
+        "chunk": [],
+        "checksum": [],
+        "padding": [],
+    }
+    for file in run.path.rglob("*/zarr.json"):
+        kinds["metadata"].append((file, range(file.stat().st_size)))
+    for block in range(run.manifest.n_blocks):
+        file = run.path / commit_path(block)
+        kinds["record"].append((file, range(file.stat().st_size)))
+        for array in run.manifest.layout.arrays:
+            file = run.path / array.path / shard_name(block, len(array.dims))
+            n_bytes = file.stat().st_size
+            n_chunks = run.manifest.layout.block_rows // run.manifest.layout.chunk_rows(array)
+            start = n_bytes - 16 * n_chunks - 4
+            kinds["index"].append((file, range(start, n_bytes)))
+            extents = list(struct.iter_unpack("<QQ", file.read_bytes()[start:-4]))
+            stops = [*(offset for offset, _ in extents[1:]), start]
+            for (offset, length), stop in zip(extents, stops, strict=True):
+                kinds["chunk"].append((file, range(offset, offset + length - 4)))
+                kinds["checksum"].append((file, range(offset + length - 4, offset + length)))
+                if offset + length < stop:
+                    kinds["padding"].append((file, range(offset + length, stop)))
+    return kinds
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
-def test_a_flipped_bit_is_found_or_harmless_wherever_it_is(tmp_path, codec):
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
+def test_every_flipped_bit_is_found_wherever_it_is(tmp_path, codec):
     run = capture(tmp_path / "s", codec)
     assert run.manifest.n_blocks > 3
-    assert list(verify(tmp_path / "s")) == []
-    whole = everything(tmp_path / "s")
+    kinds = kinds_of_bytes(run)
+    assert [kind for kind, parts in kinds.items() if not parts] == ([] if codec == "none" else ["padding"])
+    n_bytes = sum(len(part) for parts in kinds.values() for _, part in parts)
+    files = [f for f in run.path.rglob("*") if f.is_file() and "log" not in f.parts]
+    assert n_bytes == sum(file.stat().st_size for file in files)  # no byte is of no kind
     rng = random.Random(0)
-    files = sorted(f for f in (tmp_path / "s").rglob("*") if f.is_file() and "log" not in f.parts)
-    harmless = 0
-    for i in range(200):
-        # Small files (metadata, records) as often as large ones.
-        file = rng.choice(files) if i % 2 else rng.choices(files, [f.stat().st_size for f in files])[0]
-        sound = file.read_bytes()
-        at, bit = rng.randrange(len(sound)), 1 << rng.randrange(8)
-        file.write_bytes(sound[:at] + bytes([sound[at] ^ bit]) + sound[at + 1 :])
-        try:
-            found = list(verify(tmp_path / "s"))
-        except lt.FormatError:
-            found = ["the root"]
-        if not found:
-            harmless += 1
-            assert everything(tmp_path / "s") == whole, f"bit {bit} of byte {at} of {file} passes unseen"
-        file.write_bytes(sound)
-    assert harmless < 20
-    assert list(verify(tmp_path / "s")) == []
+    for kind, parts in kinds.items():
+        found = 0
+        for _ in range(40 if parts else 0):
+            file, part = rng.choices(parts, [len(part) for _, part in parts])[0]
+            sound = file.read_bytes()
+            at, bit = rng.choice(part), 1 << rng.randrange(8)
+            file.write_bytes(sound[:at] + bytes([sound[at] ^ bit]) + sound[at + 1 :])
+            try:
+                damages = list(verify(run.path))
+            except lt.FormatError:
+                assert kind == "root"
+                damages = [Damage(file, "the root cannot be read")]
+            file.write_bytes(sound)
+            assert [run.path / damage.file for damage in damages] == [file], (
+                f"bit {bit} of byte {at} of {file}, {kind}"
+            )
+            found += 1
+        assert found == (40 if parts else 0)
+    assert list(verify(run.path)) == []
 
 
 @pytest.mark.parametrize(
