@@ -225,6 +225,8 @@ class _Hook:
 class TorchSession(Session):
     """One module with hooks on its chosen layers."""
 
+    unseen = _UNSEEN
+
     def __init__(self, model: nn.Module, choices: Sequence[Choice]) -> None:
         self.model = model
         self.learning = False
@@ -271,6 +273,7 @@ class TorchSession(Session):
         if self._aside is not None:
             self._aside.restore()
         compiled.close_recording(self.number)
+        self._aside = None
         if self._memory is not None:
             self._memory.release()
             self._memory = None
@@ -502,6 +505,9 @@ class TorchSession(Session):
             return moved
 
         return move
+
+
+compiled.leave_as_is(_Hook.__call__, TorchSession._pre_hook, TorchSession._post_hook)
 
 
 def _check_tensor(tap: TapName, tensor: Tensor, n_rows: int) -> None:

@@ -87,6 +87,15 @@ def trace_end(number: int) -> None:
     torch.ops.layertap.end(_TOKEN, number)
 
 
+def leave_as_is(*functions: Any) -> None:
+    """Let torch not compile these, nor what they call, unless it is tracing what calls them."""
+    frames: Any = torch._C._dynamo.eval_frame
+    if hasattr(frames, "_FrameExecStrategy"):
+        skip = frames._FrameAction.SKIP
+        for function in functions:
+            frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+
+
 def original(module: nn.Module) -> nn.Module:
     """Return the module that `torch.compile` wrapped, or `module` itself."""
     while _is_wrapper(module):
@@ -125,6 +134,8 @@ class SetAside:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._classes: list[tuple[nn.Module, type]] = []
+        # Held until the mark is gone: what ends first is what torch names as the end of the code.
+        self._ours: list[type] = []
         codes = _compiled_codes()
         if not codes:
             return
@@ -132,7 +143,8 @@ class SetAside:
         try:
             for module in dict.fromkeys(modules):
                 self._classes.append((module, type(module)))
-                module.__class__ = _subclass(type(module))
+                self._ours.append(_subclass(type(module)))
+                module.__class__ = self._ours[-1]
         except BaseException:
             self.restore()
             raise
