@@ -142,8 +142,9 @@ class SetAside:
         _drop_dead(codes)
         try:
             for module in dict.fromkeys(modules):
-                self._classes.append((module, type(module)))
-                self._ours.append(_subclass(type(module)))
+                kind = vars(type(module)).get("_set_aside_from", type(module))  # recordings may overlap
+                self._classes.append((module, kind))
+                self._ours.append(_subclass(kind))
                 module.__class__ = self._ours[-1]
         except BaseException:
             self.restore()
@@ -157,8 +158,8 @@ class SetAside:
 
 
 def _subclass(kind: type) -> type:
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind)(kind.__name__, (kind,), names)
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(kind)(kind.__name__, (kind,), {**names, "_set_aside_from": kind})
 
 
 def _compiled_codes() -> list[Any]:

@@ -67,12 +67,16 @@ class Graphs:
 
     def __init__(self, backend: str = "eager") -> None:
         self.backend, self.n, self.taps = backend, 0, 0
+        self.tapped: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __call__(self, graph: Any, inputs: Any) -> Callable[..., Any]:
         from torch._dynamo.backends.registry import lookup_backend
 
         self.n += 1
-        self.taps += sum("layertap" in str(node.target) for node in graph.graph.nodes)
+        n_taps = sum("layertap" in str(node.target) for node in graph.graph.nodes)
+        self.taps += n_taps
+        if n_taps:
+            self.tapped.add(graph)
         return lookup_backend(self.backend)(graph, inputs)
 
 
@@ -225,10 +229,14 @@ def test_after_a_recording_the_code_has_no_taps(tmp_path, way, called_before):
     compiled, x = way(graphs), batches()[0]
     with torch.no_grad():
         before = compiled(x) if called_before else None
-    loop(compiled, tmp_path / "s")
-    n, taps = graphs.n, graphs.taps
-    assert taps > 0
     calls: list[str] = []
+    with torch.no_grad(), lt.record(compiled, tmp_path / "s", LAYERS) as rec:
+        rec(x)
+        with Operators(calls):
+            rec(x)
+        assert calls
+    n, taps = graphs.n, graphs.taps
+    calls.clear()
     with torch.no_grad(), Operators(calls):
         after = compiled(x)
     assert calls == []
@@ -236,7 +244,42 @@ def test_after_a_recording_the_code_has_no_taps(tmp_path, way, called_before):
     if called_before:
         assert graphs.n == n  # what ran before the recording runs again, as it was
         assert torch.equal(before, after)
-    assert {type(m) for m in torch_compile.original(compiled).modules()} >= {Model, nn.ReLU, Block, Split}
+    kinds = {"": Model, "stem": nn.Linear, "relu": nn.ReLU, "split": Split, "head": nn.Linear}
+    layers = dict(torch_compile.named_originals(compiled))
+    assert {name: type(layers[name]) for name in kinds} == kinds
+
+
+def test_the_first_code_of_a_process_has_no_taps_after_its_recording(tmp_path, monkeypatch):
+    """Nothing is set aside then, and nothing comes back."""
+    graphs = Graphs()
+    compiled = whole(graphs)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_compile, "_compiled_codes", list)
+        loop(compiled, tmp_path / "s")
+    n, taps, calls = graphs.n, graphs.taps, []
+    with torch.no_grad(), Operators(calls):
+        compiled(batches()[0])
+    assert calls == []
+    assert (graphs.n, graphs.taps) == (n + 1, taps)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_recordings_that_overlap_leave_nothing_in_the_model(tmp_path, expected, first):
+    compiled, x = whole(Graphs()), batches()
+    with torch.no_grad():
+        compiled(x[0])
+    kinds = [type(module) for module in compiled.modules()]
+    with torch.no_grad():
+        both = [lt.record(compiled, tmp_path / str(i), LAYERS) for i in range(2)]
+        for rec in both:
+            rec.__enter__()
+        for batch in x:
+            both[0](batch)
+        for rec in (both[first], both[1 - first]):
+            rec.__exit__(None, None, None)
+    for i in range(2):
+        check(lt.open(tmp_path / str(i)), expected)
+    assert [type(module) for module in compiled.modules()] == kinds
 
 
 class Operators(torch.utils._python_dispatch.TorchDispatchMode):
@@ -278,6 +321,20 @@ def test_a_session_and_what_it_holds_are_let_go(tmp_path):
     del rec
     gc.collect()
     assert session() is None
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_code_that_was_compiled_for_a_recording_is_freed(tmp_path, called_before):
+    graphs = Graphs()
+    compiled = whole(graphs)
+    with torch.no_grad():
+        if called_before:
+            compiled(batches()[0])
+        with lt.record(compiled, tmp_path / "s", LAYERS) as rec:
+            rec(batches()[0])
+            assert len(graphs.tapped) == 1
+    gc.collect()
+    assert len(graphs.tapped) == 0
 
 
 def test_the_plain_model_may_be_recorded_and_the_compiled_one_called(tmp_path, expected):
