@@ -241,6 +241,7 @@ class TorchSession(Session):
         self._types: dict[str, str] = {choice.layer.name: choice.layer.type for choice in choices}
         self._names: list[TapName] = []
         self._shapes: list[torch.Size] = []
+        self._sizes: list[torch.Size] = []
         self._n_rows = 0
         self._step = 0
         self._memory: HostSlabs | DeviceSlabs | None = None
@@ -343,6 +344,7 @@ class TorchSession(Session):
         """Make views into the slabs, or into device memory and page-lock the slabs."""
         self._memory = prepare(layout, memory, slabs, self._kept.values())
         self._shapes = [torch.Size(tap.shape) for tap in layout.taps]
+        self._sizes = [torch.Size((layout.step_rows, *tap.shape)) for tap in layout.taps]
 
     def replay(self, pieces: Sequence[Piece]) -> None:
         """Copy what the first step kept."""
@@ -382,8 +384,8 @@ class TorchSession(Session):
         """
         index = tap.index
         whole = self._whole
-        if whole is not None and tensor.shape == whole[index].shape:
-            whole[index].copy_(tensor.detach())
+        if whole is not None and isinstance(tensor, Tensor) and tensor.shape == self._sizes[index]:
+            whole[index].copy_(tensor.detach() if tensor.requires_grad else tensor)
         else:
             self._check_shape(tap, tensor)
             tensor = tensor.detach()
