@@ -83,9 +83,10 @@ class Graphs:
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     torch.compiler.reset()
+    before = dict(torch_compile._RECORDINGS)
     yield
-    assert not torch_compile._MARKS
-    assert not torch_compile._RECORDINGS
+    assert before == torch_compile._RECORDINGS
+    assert set(before) == set(torch_compile._MARKS)
     torch.compiler.reset()
 
 
