@@ -7,17 +7,16 @@ What shaped it:
 * `view.copy_(output)` into a view made beforehand costs 0.65 us and its bytes, fuses the cast, and stays in
   one graph; building a view in the hook costs 6 us.
 * What a hook returns replaces the module's output: it returns None.
-* On a GPU the hooks fill a slab in device memory, and one copy a step moves it to page-locked host memory on
-  a side stream, after an event. A copy straight from the output would race with in-place operations.
+* While `torch.compile` traces a hook, the hook leaves an operator that does its work; see `torch_compile`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import tee
+from itertools import chain, tee
 from typing import Any
 
 import ml_dtypes
@@ -31,20 +30,23 @@ from ..capture.backend import Backend, Json, Learned, Session, Sink, Surveyed
 from ..capture.checksum import crc32c
 from ..capture.columns import check_cast
 from ..capture.data import Batch, Preprocess, SampleSource, Source
-from ..capture.dtypes import BFLOAT16, DType, dtype_name
+from ..capture.dtypes import BFLOAT16, DType
 from ..capture.errors import CaptureError, DataError, PlanError
 from ..capture.layout import Layout
 from ..capture.pipeline import Memory, Piece, Slab
 from ..capture.taps import ROOT, Choice, Layer, Path, Patterns, TapName, flatten, follow, select
+from . import torch_compile as compiled
+from .torch_slabs import DEVICES, TORCH_DTYPES, Device, DeviceSlabs, HostSlabs, prepare
 
-_TORCH_DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name)
-    for name in (
-        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
-    )
-}
-_NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
+is_compiling = torch.compiler.is_compiling
+
+_UNSEEN = (
+    "it ran where no hook is seen. A CUDA graph that is replayed (torch.cuda.make_graphed_callables) and an "
+    "exported program run none: record the model without them. A function that torch.compile had compiled "
+    "before may keep the code that it had: call torch.compiler.reset() before the recording"
+)
+
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 class TorchBackend(Backend):
@@ -57,20 +59,30 @@ class TorchBackend(Backend):
         return isinstance(model, nn.Module)
 
     def layers(self, model: Any) -> list[Layer]:
-        """Return the model and all of its modules; a shared module under each of its names."""
+        """Return the model and all of its modules; a shared module under each of its names.
+
+        A compiled module is not told from a plain one.
+        """
         return [
             Layer(name or ROOT, tuple(c.__name__ for c in type(module).__mro__), module)
-            for name, module in model.named_modules(remove_duplicate=False)
+            for name, module in compiled.named_originals(model)
         ]
 
     def session(self, model: Any, layers: Patterns) -> Session:
-        """Choose `layers` of `model`."""
-        return TorchSession(model, select(self.layers(model), layers))
+        """Choose `layers` of `model`.
+
+        Raises:
+            PlanError: one of them runs without Python, inside a module that `torch.jit` made.
+        """
+        there = self.layers(model)
+        choices = select(there, layers)
+        _check_scripted(there, choices)
+        return TorchSession(model, choices)
 
     def describe(self, model: Any) -> Json:
         """Return the model's type, its number of parameters, and a checksum of its weights."""
         return {
-            "type": type(model).__name__,
+            "type": type(compiled.original(model)).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": _fingerprint(model),
         }
@@ -92,9 +104,9 @@ class TorchBackend(Backend):
         return super().source(data)
 
     def place(self, model: Any, device: str | None) -> Any:
-        """Move `model` to `device`, by default to CUDA where there is some."""
+        """Move `model` to `device`, by default to this process's own CUDA device where there is some."""
         try:
-            return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            return model.to(device or _own_device())
         except (RuntimeError, AssertionError) as error:
             raise PlanError(f"the model cannot be moved to {device!r}: {error}") from error
 
@@ -119,7 +131,7 @@ class TorchBackend(Backend):
             for layer in layers
         ]
         try:
-            with session.inference():
+            with session.inference(), compiled.eagerly():
                 session.forward(batch.inputs, batch.kwargs)
         finally:
             for handle in handles:
@@ -177,14 +189,21 @@ class _Tap:
 class _Hook:
     """The forward hook of one layer."""
 
-    __slots__ = ("call", "calls", "choice", "session")
+    __slots__ = ("call", "calls", "choice", "layer", "session")
 
     def __init__(self, session: TorchSession, choice: Choice) -> None:
-        self.session, self.choice = session, choice
+        self.session, self.choice, self.layer = session, choice, choice.layer.name
         self.call = 0
         self.calls: list[list[_Tap]] = []
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if is_compiling():
+            compiled.trace_tap(self.session.number, self.layer, output)
+        else:
+            self.take(output)
+
+    def take(self, output: Any) -> None:
+        """Copy what this call of the layer gave."""
         session = self.session
         call = self.call
         self.call = call + 1
@@ -207,6 +226,8 @@ class _Hook:
 class TorchSession(Session):
     """One module with hooks on its chosen layers."""
 
+    unseen = _UNSEEN
+
     def __init__(self, model: nn.Module, choices: Sequence[Choice]) -> None:
         self.model = model
         self.learning = False
@@ -221,18 +242,28 @@ class TorchSession(Session):
         self._types: dict[str, str] = {choice.layer.name: choice.layer.type for choice in choices}
         self._names: list[TapName] = []
         self._shapes: list[torch.Size] = []
+        self._sizes: list[torch.Size] = []
         self._n_rows = 0
         self._step = 0
-        self._memory: _HostMemory | _DeviceMemory | None = None
+        self._memory: HostSlabs | DeviceSlabs | None = None
+        self._device: Device | None = None
+        self._by_layer = {hook.layer: hook for hook in self._hooks}
+        self._aside: compiled.SetAside | None = None
+        #: By what number traced hooks find this session while it is attached.
+        self.number = -1
 
     def attach(self, sink: Sink) -> None:
         """Register all hooks, or none and raise."""
         self._sink = sink
+        self._device = _device_of(self.model)
+        self.number = compiled.open_recording(self)
         try:
-            self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            layers = (hook.choice.layer.module for hook in self._hooks)
+            self._aside = compiled.SetAside((compiled.original(self.model), *layers))
+            self._handles.append(self.model.register_forward_pre_hook(self._pre_hook, with_kwargs=True))
             for hook in self._hooks:
                 self._handles.append(hook.choice.layer.module.register_forward_hook(hook))
-            self._handles.append(self.model.register_forward_hook(self._end))
+            self._handles.append(self.model.register_forward_hook(self._post_hook))
         except BaseException:
             self.detach()
             raise
@@ -241,6 +272,10 @@ class TorchSession(Session):
         """Remove the hooks and let go of all tensors."""
         while self._handles:
             self._handles.pop().remove()
+        if self._aside is not None:
+            self._aside.restore()
+        compiled.close_recording(self.number)
+        self._aside = None
         if self._memory is not None:
             self._memory.release()
             self._memory = None
@@ -308,10 +343,9 @@ class TorchSession(Session):
 
     def prepare(self, layout: Layout, memory: Memory, slabs: Sequence[Slab]) -> None:
         """Make views into the slabs, or into device memory and page-lock the slabs."""
-        device = next((tensor.device for tensor in self._kept.values()), torch.device("cpu"))
-        kind = _DeviceMemory if device.type == "cuda" else _HostMemory
-        self._memory = kind(layout, memory, slabs, device)
+        self._memory = prepare(layout, memory, slabs, self._kept.values())
         self._shapes = [torch.Size(tap.shape) for tap in layout.taps]
+        self._sizes = [torch.Size((layout.step_rows, *tap.shape)) for tap in layout.taps]
 
     def replay(self, pieces: Sequence[Piece]) -> None:
         """Copy what the first step kept."""
@@ -334,7 +368,8 @@ class TorchSession(Session):
             check_cast(
                 values.dtype, target.dtype, torch.promote_types(values.dtype, target.dtype) == target.dtype
             )
-            target.copy_(values.detach(), non_blocking=values.is_cuda)
+            assert self._memory is not None
+            self._memory.put(target, values.detach())
         else:
             super().put(view, values)
 
@@ -350,8 +385,8 @@ class TorchSession(Session):
         """
         index = tap.index
         whole = self._whole
-        if whole is not None and tensor.shape == whole[index].shape:
-            whole[index].copy_(tensor.detach())
+        if whole is not None and isinstance(tensor, Tensor) and tensor.shape == self._sizes[index]:
+            whole[index].copy_(tensor.detach() if tensor.requires_grad else tensor)
         else:
             self._check_shape(tap, tensor)
             tensor = tensor.detach()
@@ -372,9 +407,31 @@ class TorchSession(Session):
                 f"{self._names[tap.index]} is not in the output this time; every forward must give it"
             ) from None
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self._sink is not None
+    def _pre_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         n_rows = _batch_rows((*args, *kwargs.values()))
+        if is_compiling():
+            compiled.trace_begin(self.number, n_rows)
+        else:
+            self.begin(n_rows)
+
+    def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
+        if is_compiling():
+            compiled.trace_end(self.number)
+        else:
+            self.end()
+
+    def begin(self, n_rows: int) -> None:
+        """Open a step.
+
+        Raises:
+            CaptureError: a CUDA graph is being captured.
+        """
+        assert self._sink is not None
+        if self._device is not None and self._device.capturing():
+            raise CaptureError(
+                "a CUDA graph is being captured: its replays run no hooks, so nothing would be recorded. "
+                "Record the model as it runs without the graph, and capture the graph after the recording"
+            )
         self.copies = self._whole = None
         self.learning = False
         pieces = self._sink.begin(n_rows)  # finishes the step before, which has rows of its own
@@ -389,7 +446,17 @@ class TorchSession(Session):
         elif pieces:
             self._aim(pieces)
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def fire(self, layer: str, output: Any) -> None:
+        """Take what a layer in compiled code gave."""
+        if (hook := self._by_layer.get(layer)) is not None:
+            hook.take(output)
+
+    def end(self) -> None:
+        """Close the step.
+
+        Raises:
+            CaptureError: a tap did not fire.
+        """
         assert self._sink is not None
         if self.copies is not None:
             for hook in self._hooks:
@@ -397,7 +464,8 @@ class TorchSession(Session):
                     for tap in call:
                         if tap.step != self._step:
                             raise CaptureError(
-                                f"{self._names[tap.index]} fired in the first forward and not in this one"
+                                f"{self._names[tap.index]} fired in the first forward and not in this one: "
+                                f"{_UNSEEN}"
                             )
         self.copies = self._whole = None
         self.learning = False
@@ -442,110 +510,7 @@ class TorchSession(Session):
         return move
 
 
-class _HostMemory:
-    """Slabs that the hooks fill themselves: the copy in the hook is the only one."""
-
-    def __init__(self, layout: Layout, memory: Memory, slabs: Sequence[Slab], device: torch.device) -> None:
-        self._views = {slab.number: _tap_views(layout, torch.from_numpy(slab.memory)) for slab in slabs}
-
-    def views(self, slab: Slab) -> list[Tensor]:
-        """Return the tensor of each tap in `slab`."""
-        return self._views[slab.number]
-
-    def computed(self) -> None:
-        """Do nothing: what was computed is there."""
-
-    def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
-        """Do nothing: the rows are there."""
-        return None
-
-    def release(self) -> None:
-        """Let go of the slabs."""
-        self._views.clear()
-
-
-class _DeviceMemory:
-    """Slabs that are filled by way of device memory; written for CUDA.
-
-    Hooks fill a device slab on the stream that computes; once the step ends, one asynchronous copy on a side
-    stream moves it into its page-locked slab. A device slab is filled again only after its copy, which the
-    computing stream waits for, not the host. Two or three are enough unless a batch spans many slabs.
-    """
-
-    def __init__(self, layout: Layout, memory: Memory, slabs: Sequence[Slab], device: torch.device) -> None:
-        self._layout, self._memory, self._device = layout, memory, device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # Registering memory of our own locks just its bytes; torch's pinned allocator rounds up to 2**n.
-        self._check(_cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
-        self._locked = True
-        self._free = [self._device_slab() for _ in range(3)]
-        self._held: dict[int, _DeviceSlab] = {}
-        self._computed: torch.cuda.Event | None = None
-
-    def views(self, slab: Slab) -> list[Tensor]:
-        """Return the device tensor of each tap that will end up in `slab`."""
-        held = self._held.get(slab.number)
-        if held is None:
-            held = self._free.pop(0) if self._free else self._device_slab()
-            if held.copied is not None:
-                torch.cuda.current_stream(self._device).wait_event(held.copied)
-            self._held[slab.number] = held
-        return held.views
-
-    def computed(self) -> None:
-        """Mark the end of a forward on the stream that it ran on, whichever that is."""
-        self._computed = torch.cuda.current_stream(self._device).record_event()
-
-    def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
-        """Start one copy for each slab of the step and return what waits for them."""
-        if self._computed is not None:
-            self._stream.wait_event(self._computed)
-        self._stream.wait_event(torch.cuda.current_stream(self._device).record_event())  # columns, replays
-        with torch.cuda.stream(self._stream):
-            for piece in pieces:
-                held = self._held[piece.slab.number]
-                host = torch.from_numpy(piece.slab.memory[: self._layout.device_bytes])
-                host.copy_(held.memory, non_blocking=True)
-                held.copied = self._stream.record_event()
-                if piece.rows.stop == self._layout.step_rows:
-                    self._free.append(self._held.pop(piece.slab.number))
-        done = self._stream.record_event()
-        return lambda: done.synchronize()
-
-    def _device_slab(self) -> _DeviceSlab:
-        memory = torch.empty(self._layout.device_bytes, dtype=torch.uint8, device=self._device)
-        return _DeviceSlab(memory, _tap_views(self._layout, memory))
-
-    def release(self) -> None:
-        """Wait for copies under way and unlock the host memory."""
-        self._stream.synchronize()
-        if self._locked:
-            self._locked = False
-            self._check(_cudart().cudaHostUnregister(self._memory.ctypes.data))
-
-    def _check(self, status: Any) -> None:
-        if int(status) != 0:
-            raise CaptureError(f"the GPU's driver cannot lock host memory: {status}; give less memory")
-
-
-@dataclass
-class _DeviceSlab:
-    memory: Tensor
-    views: list[Tensor]
-    copied: torch.cuda.Event | None = None
-
-
-def _cudart() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
-
-
-def _tap_views(layout: Layout, slab: Tensor) -> list[Tensor]:
-    views = []
-    for tap, offset in zip(layout.taps, layout.offsets, strict=False):
-        data = slab[offset : offset + tap.row_bytes * layout.step_rows]
-        dtype = _TORCH_DTYPES[dtype_name(tap.dtype)]
-        views.append(data.view(dtype).view(layout.step_rows, *tap.shape))
-    return views
+compiled.leave_as_is(_Hook.__call__, TorchSession._pre_hook, TorchSession._post_hook)
 
 
 def _check_tensor(tap: TapName, tensor: Tensor, n_rows: int) -> None:
@@ -590,9 +555,35 @@ def _silent(hook: _Hook) -> str:
         return f"{layer.name} ({layer.type}) gave no tensor: there is nothing to capture"
     return (
         f"{layer.name} ({layer.type}) did not run as a module in this forward. Either the forward does not "
-        "call it (as with the projections inside nn.MultiheadAttention), or the model was compiled before "
-        "hooks were there: then record first and compile after, or call torch._dynamo.reset()"
+        f"call it (as with the projections inside nn.MultiheadAttention), or {_UNSEEN}"
     )
+
+
+def _check_scripted(there: Sequence[Layer], choices: Sequence[Choice]) -> None:
+    scripted = [layer.name for layer in there if isinstance(layer.module, torch.jit.ScriptModule)]
+    for choice in choices:
+        name = choice.layer.name
+        around = next((s for s in scripted if name != s and (s == ROOT or name.startswith(f"{s}."))), None)
+        if around is not None:
+            raise PlanError(
+                f"{name} lies inside {'the model' if around == ROOT else around}, which torch.jit made: its "
+                "layers run without Python, and no hook sees them. Record the module that it was made from"
+            )
+
+
+def _device_of(model: nn.Module) -> Device | None:
+    """Return the device that `model` runs on, or partly runs on; None for the host."""
+    devices = (t.device for t in chain(model.parameters(), model.buffers()))
+    device = next((device for device in devices if device.type in DEVICES), None)
+    return None if device is None else DEVICES[device.type](device)
+
+
+def _own_device() -> str:
+    """Return the device of this process among those of its machine, which torchrun and SLURM number."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
+    return f"cuda:{int(rank) % torch.cuda.device_count()}" if rank.isdecimal() else "cuda"
 
 
 def _numpy_dtype(dtype: torch.dtype) -> DType:
@@ -611,7 +602,7 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
 def _batch_rows(values: Sequence[Any]) -> int:
     for value in values:
         if isinstance(value, Tensor) and value.ndim:
-            return int(value.shape[0])
+            return value.shape[0]  # while it is traced, what stands for a number
         if isinstance(value, list) and value:  # of pictures that differ in size
             return len(value)
         if isinstance(value, tuple | dict) and value:
@@ -621,9 +612,10 @@ def _batch_rows(values: Sequence[Any]) -> int:
 
 def _fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for key, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             continue
+        name = compiled.plain_name(key)
         data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
         crc = crc32c(data.data) if data.size else 0
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{crc:08x}\n".encode())

@@ -90,6 +90,9 @@ class Session(ABC):
     copies of its own, from which `learned` and `replay` serve the engine.
     """
 
+    #: How a model can run without its taps, and what to do then, as the end of a sentence; empty: it cannot.
+    unseen: str = ""
+
     @abstractmethod
     def attach(self, sink: Sink) -> None:
         """Attach all taps, or none and raise."""

@@ -272,7 +272,11 @@ class Recorder:
                 "again, or overwrite=True"
             )
         if self._pipeline is None and not self.finished and not self._all_committed_before():
-            raise CaptureError("no batch went through the model, so there is nothing to store")
+            unseen = self._session.unseen if self._session else ""
+            raise CaptureError(
+                "no batch went through the model, so there is nothing to store"
+                + (f". If one did, {unseen}" if unseen else "")
+            )
 
     def _all_committed_before(self) -> bool:
         """Return whether a loop skipped all of its rows, because an earlier run had committed them."""
@@ -408,12 +412,13 @@ class Recorder:
             for tap in learned
         }
         preprocess = self._facts.preprocess
+        model = self._backend.describe(self._model)
         facts: Json = {
             "taps": about,
             "model": {
-                "name": self._facts.model_name or type(self._model).__name__,
+                "name": self._facts.model_name or model["type"],
                 "backend": self._backend.name,
-                **self._backend.describe(self._model),
+                **model,
             },
             "data": dict(self._facts.data),
             "preprocess": {

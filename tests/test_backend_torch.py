@@ -263,6 +263,32 @@ def test_a_layer_that_stops_firing_is_an_error_and_committed_rows_stay(tmp_path)
         rec(torch.full((4, 2), 1.0))
 
 
+def test_an_output_that_is_no_tensor_any_more_is_named(tmp_path):
+    class Gives(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Wraps()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x)
+
+    class Wraps(nn.Module):
+        wrap = False
+
+        def forward(self, x: Tensor) -> Any:
+            return (x,) if self.wrap else x
+
+    model = Gives()
+    with (
+        pytest.raises(lt.CaptureError, match="inner is a tuple this time, not a tensor"),
+        lt.record(model, tmp_path / "s", "inner") as rec,
+    ):
+        rec(torch.ones(4, 2))
+        rec(torch.ones(4, 2))
+        model.inner.wrap = True
+        rec(torch.ones(4, 2))
+
+
 def test_tensors_that_a_store_cannot_hold_are_refused_with_the_reason(tmp_path):
     class Gives(nn.Module):
         def __init__(self, make: Any) -> None:

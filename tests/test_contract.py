@@ -21,7 +21,7 @@ Broken = Callable[[pytest.MonkeyPatch], None]
 
 def keeps_references(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies at the end of the forward instead of at once."""
-    copy, end = torch_backend.TorchSession.copy, torch_backend.TorchSession._end
+    copy, end = torch_backend.TorchSession.copy, torch_backend.TorchSession.end
 
     def later(self: Any, tap: Any, tensor: Any) -> None:
         tap.step = self._step
@@ -33,7 +33,7 @@ def keeps_references(monkeypatch: pytest.MonkeyPatch) -> None:
         end(self, *args)
 
     monkeypatch.setattr(torch_backend.TorchSession, "copy", later)
-    monkeypatch.setattr(torch_backend.TorchSession, "_end", at_the_end)
+    monkeypatch.setattr(torch_backend.TorchSession, "end", at_the_end)
 
 
 def leaks_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
