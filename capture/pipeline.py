@@ -25,9 +25,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .dtypes import is_float
 from .errors import CaptureError, NoSpaceError, StoreError
-from .layout import Layout
+from .layout import ArraySpec, Layout
 from .shard import ShardRecord, write_shard
+from .stages import Laps
+from .stages import Stages as Stages
 from .store import StoreWriter
 
 Memory = NDArray[np.uint8]
@@ -70,32 +73,6 @@ class _Slot:
     ready: list[Callable[[], None]] = field(default_factory=list)
 
 
-@dataclass
-class Stages:
-    """Seconds that each stage took, and what passed through."""
-
-    data_s: float = 0.0
-    """The thread of the model waiting for input."""
-    forward_s: float = 0.0
-    """The forward passes, with the copies in their hooks."""
-    wait_s: float = 0.0
-    """The thread of the model waiting for a slot."""
-    write_s: float = 0.0
-    """Writer threads at work, added up."""
-    n_writers: int = 1
-    """Writer threads."""
-    n_rows: int = 0
-    """Rows committed in this run."""
-    n_bytes: int = 0
-    """Bytes of the shards committed in this run."""
-
-    def slowest(self) -> str:
-        """Name the stage that sets the pace: `write` where the model had to wait for it."""
-        if self.wait_s > 0.05 * (self.wait_s + self.forward_s + self.data_s):
-            return "write"
-        return "data" if self.data_s > self.forward_s else "forward"
-
-
 class Pipeline:
     """Slots, writers and commits for one store."""
 
@@ -107,6 +84,7 @@ class Pipeline:
         n_slots: int,
         n_writers: int,
         on_commit: Callable[[Stages], None] | None = None,
+        stages: Stages | None = None,
     ) -> None:
         """Allocate the slots, once, and start the writers.
 
@@ -116,10 +94,13 @@ class Pipeline:
             n_slots: blocks that are held in memory at most.
             n_writers: writer threads.
             on_commit: called by a writer after each commit.
+            stages: what the pipeline adds its share to.
         """
         self.layout: Layout = store.manifest.layout
         self.store = store
-        self.stages = Stages(n_writers=n_writers)
+        self.stages = stages if stages is not None else Stages()
+        self.stages.n_writers = n_writers
+        self._n_busy, self._busy_since = 0, 0.0
         self._done = frozenset(done)
         self._on_commit = on_commit
         self._lock = threading.Condition()
@@ -200,7 +181,6 @@ class Pipeline:
     def _take(self, block: int) -> _Slot:
         if block in self._open:
             return self._open[block]
-        started = time.perf_counter()
         with self._lock:
             while not self._free and self._failure is None:
                 if len(self._open) * self.layout.steps_per_block == len(self.slabs):
@@ -212,7 +192,6 @@ class Pipeline:
             if self._failure is not None:
                 self._raise_failure()
             slot = self._free.pop()
-        self.stages.wait_s += time.perf_counter() - started
         slot.block, slot.n_rows, slot.ready = block, 0, []
         self._open[block] = slot
         return slot
@@ -229,38 +208,64 @@ class Pipeline:
         while (job := self._jobs.get()) is not None:
             if self._failure is not None:
                 continue
-            started = time.perf_counter()
             try:
                 self._write_shard(*job)
             except OSError as error:
                 self._fail(_explained(error, self.store.path))
             except BaseException as error:
                 self._fail(error)
-            finally:
-                with self._lock:
-                    self.stages.write_s += time.perf_counter() - started
 
     def _write_shard(self, slot: _Slot, i: int) -> None:
+        laps = Laps(Stages())
         for ready in slot.ready:
             ready()
+        laps.lap("transfer")
+        self._count_busy(1)
+        try:
+            records = self._durable(slot, i, laps)
+            if records is not None:
+                self.store.commit(slot.block, slot.n_rows, records)
+                laps.lap("commit")
+        finally:
+            self._count_busy(-1)
+            with self._lock:
+                self.stages.add(laps.stages)
+        if records is not None:
+            self._committed(slot, records)
+
+    def _durable(self, slot: _Slot, i: int, laps: Laps) -> list[ShardRecord] | None:
+        """Write shard `i` of a block; return the records of all once it was the last one."""
         array = self.layout.arrays[i]
         slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
         path = self.store.shard_path(array, slot.block)
-        record = write_shard(path, array, self.layout, slabs, slot.n_rows)
+        record = write_shard(path, array, self.layout, slabs, slot.n_rows, laps)
         with self._lock:
             slot.records[i] = record
             slot.n_waiting -= 1
             if slot.n_waiting:
-                return
-        records = [r for r in slot.records if r is not None]
-        self.store.commit(slot.block, slot.n_rows, records)
+                return None
+        return [r for r in slot.records if r is not None]
+
+    def _committed(self, slot: _Slot, records: list[ShardRecord]) -> None:
+        stages, arrays = self.stages, self.layout.arrays
         with self._lock:
-            self.stages.n_rows += slot.n_rows
-            self.stages.n_bytes += sum(r.n_bytes for r in records)
+            stages.n_rows += slot.n_rows
+            stages.n_shards += len(records)
+            stages.n_bytes += sum(r.n_bytes for r in records)
+            stages.raw_bytes += slot.n_rows * sum(a.row_bytes for a in arrays)
+            stages.castable_bytes += slot.n_rows * sum(map(_castable, self.layout.taps))
             self._free.append(slot)
             self._lock.notify_all()
         if self._on_commit is not None:
-            self._on_commit(self.stages)
+            self._on_commit(stages)
+
+    def _count_busy(self, change: int) -> None:
+        """Keep the time in which any writer is at work."""
+        with self._lock:
+            now = time.perf_counter()
+            if self._n_busy:
+                self.stages.writing_s += now - self._busy_since
+            self._n_busy, self._busy_since = self._n_busy + change, now
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
@@ -270,6 +275,11 @@ class Pipeline:
     def _raise_failure(self) -> None:
         assert self._failure is not None
         raise self._failure
+
+
+def _castable(tap: ArraySpec) -> int:
+    """Return the bytes of a row that a cast to float16 would save."""
+    return tap.row_bytes * (tap.dtype.itemsize - 2) // tap.dtype.itemsize if is_float(tap.dtype) else 0
 
 
 def _explained(error: OSError, path: Path) -> OSError:

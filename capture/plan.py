@@ -21,9 +21,9 @@ from .backend import Learned
 from .codecs import check_codec
 from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
+from .files import STAGING_BYTES
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes
-from .shard import FLUSH_BYTES
 from .taps import distinct_folders
 
 #: What `dtype` accepts beside None.
@@ -256,7 +256,8 @@ def _reserve(
     first_step = slab_bytes(tuple(taps), step_rows)
     if kept_row_bytes is not None:
         first_step = max(first_step, kept_row_bytes * step_rows)
-    if settings.codec == "none":
-        return first_step + settings.n_writers * CHUNK_BYTES
-    largest = max((tap.row_bytes for tap in taps), default=0)
-    return first_step + settings.n_writers * (FLUSH_BYTES + 2 * max(largest, CHUNK_BYTES))
+    # A writer's staging buffer; without one, a shard's tails, which take no more.
+    buffers = STAGING_BYTES
+    if settings.codec != "none":
+        buffers += 2 * max(CHUNK_BYTES, max((tap.row_bytes for tap in taps), default=0))
+    return first_step + settings.n_writers * buffers
