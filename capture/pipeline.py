@@ -13,6 +13,7 @@ A writer spends its time in C (gather-write, checksum, encode, sync) without the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import queue
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from .dtypes import is_float
 from .errors import CaptureError, NoSpaceError, StoreError
+from .files import part
 from .layout import ArraySpec, Layout
 from .shard import ShardRecord, write_shard
 from .stages import Laps
@@ -107,8 +109,9 @@ class Pipeline:
         self._failure: BaseException | None = None
         # Anonymous pages: aligned for direct transfers, given back as a whole, and never a copy.
         self.memory: Memory = np.frombuffer(mmap.mmap(-1, n_slots * self.layout.block_bytes), np.uint8)
-        self._free = [self._slot(i) for i in reversed(range(n_slots))]
-        self.slabs = tuple(slab for slot in self._free for slab in slot.slabs)
+        self._slots = [self._slot(i) for i in reversed(range(n_slots))]
+        self._free = list(self._slots)
+        self.slabs = tuple(slab for slot in self._slots for slab in slot.slabs)
         self._open: dict[int, _Slot] = {}
         self._jobs: queue.SimpleQueue[tuple[_Slot, int] | None] = queue.SimpleQueue()
         self._writers = [
@@ -166,8 +169,18 @@ class Pipeline:
             self._jobs.put(None)
         for writer in self._writers:
             writer.join()
-        if self._failure is not None and not failed:
-            self._raise_failure()
+        if self._failure is not None:
+            self._discard()
+            if not failed:
+                self._raise_failure()
+
+    def _discard(self) -> None:
+        """Remove the shards of blocks that will not be committed: a disk that is full needs the room."""
+        for slot in self._slots:
+            for array, record in zip(self.layout.arrays, slot.records, strict=False):
+                if slot.n_waiting and record is not None:
+                    with contextlib.suppress(OSError):
+                        part(self.store.shard_path(array, slot.block)).unlink(missing_ok=True)
 
     def _slot(self, i: int) -> _Slot:
         layout = self.layout

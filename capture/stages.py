@@ -75,7 +75,7 @@ class Stages:
     def slowest(self) -> str:
         """Name what sets the pace: `data` or `forward`, which alternate, or `transfer`, or `write`."""
         model_s = self.data_s + self.forward_s
-        if self.writing_s > max(model_s, self.moving_s):
+        if self.writing_s > model_s and self.writing_s >= self.moving_s:
             return "write"
         if self.moving_s > model_s:
             return "transfer"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from layertap.capture.backend import Learned
 from layertap.capture.errors import NoSpaceError, PlanError
+from layertap.capture.files import STAGING_BYTES
 from layertap.capture.layout import CHUNK_BYTES, ArraySpec, slab_bytes
 from layertap.capture.plan import (
     Settings,
@@ -169,8 +170,9 @@ def needed_memory(taps: tuple[ArraySpec, ...], step_rows: int, settings: Setting
     """What is not blocks, by the words of the documentation: the first step's copies, and the buffers."""
     kept = slab_bytes(taps, step_rows)
     if settings.codec == "none":
-        return kept + settings.n_writers * CHUNK_BYTES
-    return kept + settings.n_writers * (4 * MIB + 2 * max(CHUNK_BYTES, *(tap.row_bytes for tap in taps)))
+        return kept + settings.n_writers * STAGING_BYTES
+    encoding = 2 * max(CHUNK_BYTES, *(tap.row_bytes for tap in taps))
+    return kept + settings.n_writers * (STAGING_BYTES + encoding)
 
 
 def test_blocks_are_whole_steps_and_two_or_three_of_them_fit_the_memory() -> None:
