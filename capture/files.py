@@ -46,7 +46,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | get
 
 
 class _Staging(threading.local):
-    """The staging buffer of a thread, made when it is first wanted; a file takes it for as long as it is open."""
+    """The staging buffer of a thread, made when first wanted; an open file takes it away."""
 
     memory: memoryview | None = None
 

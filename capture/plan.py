@@ -9,12 +9,11 @@ Two blocks let the model fill one while the other is written; the third evens ou
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .backend import Learned
@@ -23,7 +22,7 @@ from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
 from .files import STAGING_BYTES
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
-from .machine import available_bytes
+from .machine import available_bytes, n_cores
 from .taps import distinct_folders
 
 #: What `dtype` accepts beside None.
@@ -32,6 +31,8 @@ CASTS = ("float16", "bfloat16", "float32")
 DEFAULT_MEMORY = "2GiB"
 _BLOCK_BYTES = 64 * 2**20
 _SHARD_BYTES = 4 * 2**20
+_MOST_WRITERS = 8
+_WRITER_BYTES = 64 * 2**20  # of memory, for each writer beyond the second
 _UNITS = {"": 1, "B": 1, **{f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}}
 _UNITS |= {f"{u}iB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
 
@@ -47,7 +48,7 @@ class Settings:
     memory: str | int = DEFAULT_MEMORY
     """Bytes of host memory that the engine may hold, as a number or as text (`1GiB`)."""
     writers: int | None = None
-    """Writer threads; None: two, or one where there is one core."""
+    """Writer threads; None: two, or one where there is one core, and more to encode where there are many."""
 
     @property
     def memory_bytes(self) -> int:
@@ -63,7 +64,14 @@ class Settings:
         """
         if self.writers is not None and self.writers < 1:
             raise PlanError(f"a capture has at least one writer; {self.writers} were asked for")
-        return self.writers or min(2, os.cpu_count() or 1)
+        if self.writers is not None:
+            return self.writers
+        # Two keep a disk busy; what encodes is bound by cores, of which half are the model's.
+        cores = n_cores()
+        encoders = (
+            0 if self.codec == "none" else min(cores // 2, _MOST_WRITERS, self.memory_bytes // _WRITER_BYTES)
+        )
+        return max(min(2, cores), encoders)
 
 
 def tap_arrays(learned: Sequence[Learned], settings: Settings) -> list[ArraySpec]:
@@ -142,10 +150,12 @@ def plan_layout(
                 steps = min(steps, -(-n_rows // step_rows))
             return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
 
-    def needed_for(n_rows: int) -> int:
+    def needed_for(n_rows: int, settings: Settings = settings) -> int:
         return 2 * slab_bytes(arrays, n_rows) + _reserve(taps, n_rows, settings, kept_row_bytes)
 
     needed = needed_for(step_rows)
+    while (more := needed_for(step_rows, replace(settings, memory=needed))) > needed:
+        needed = more  # more memory may have more writers by default, with buffers of their own
     fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=needed_for)
     raise PlanError(
         f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "

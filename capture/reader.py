@@ -7,12 +7,14 @@ what surrounds it would cost many times more; `open_run(path, check=True)` check
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,10 @@ from .dtypes import DType
 from .errors import FormatError, SelectionError, StoreError, closest
 from .layout import ArraySpec
 from .shard import Shard, ShardRecord
-from .store import Json, Manifest, committed_blocks, read_manifest, read_record, shard_name
+from .store import COMMITS, Json, Manifest, committed_blocks, read_manifest, read_record, shard_name
+
+if TYPE_CHECKING:
+    from .report import StageReport
 
 Values = NDArray[Any]
 Selector = slice | NDArray[np.intp]
@@ -203,6 +208,23 @@ class Run:
     def n_bytes(self) -> int:
         """Bytes of all committed shards on disk."""
         return sum(s.n_bytes for block in self._blocks for s in self.record(block)[1])
+
+    @property
+    def log(self) -> list[Json]:
+        """What each run that made the store kept of itself, the oldest first: when, where, how fast."""
+        entries = []
+        for file in sorted((self.path / COMMITS / "log").glob("*.json")):
+            with contextlib.suppress(OSError, ValueError):  # no reader needs it
+                entries.append(json.loads(file.read_bytes()))
+        return entries
+
+    @property
+    def report(self) -> StageReport | None:
+        """Where the time of the last run went that is in the log."""
+        from .report import StageReport
+
+        entries = self.log
+        return StageReport.of_log(entries[-1]) if entries else None
 
     def zarr(self) -> Any:
         """Return the store as a read-only `zarr.Group`; its bfloat16 arrays open too from then on."""

@@ -47,22 +47,23 @@ class StageReport:
         if s.start_s + s.drain_s > 0.5 * s.wall_s:
             return f"a short run: its start and its end took {_share(s.start_s + s.drain_s, s.wall_s)}"
         if self.slowest == "data":
-            return f"the data set the pace: loaded ahead by more workers, {self._would(s.data_s)}"
+            floor_s = max(s.forward_s, s.writing_s)
+            return f"the data set the pace: loaded ahead by more workers, {self._would(s.data_s, floor_s)}"
         if self.slowest == "forward":
-            return f"the model sets the pace: with a store that costs nothing, {self._would(s.wait_s + s.drain_s)}"
+            free = self._would(s.start_s + s.wait_s + s.drain_s)
+            return f"the model sets the pace: with a store that costs nothing, {free}"
         if self.slowest == "transfer":
             return f"the copies from the device set the pace: {self._cast(s.moving_s)}"
-        work_s = s.checksum_s + s.encode_s + s.write_s + s.sync_s + s.commit_s
+        durable_s = s.sync_s + s.commit_s
+        work_s = s.checksum_s + s.encode_s + s.write_s + durable_s
         if s.encode_s > 0.5 * work_s:
             return (
                 f"encoding sets the pace, {_rate(s.raw_bytes, s.encode_s)} a writer for "
                 f"{_share(s.n_bytes, s.raw_bytes)} of the bytes: {self._cast(s.writing_s)}"
             )
-        if s.sync_s + s.commit_s > 0.5 * work_s and s.n_bytes < 2**20 * s.n_shards:
-            return (
-                f"making {s.n_shards:,} small shards durable sets the pace, {show_bytes(s.n_bytes / s.n_shards)} "
-                "each: more memory makes larger blocks"
-            )
+        if durable_s > 0.5 * work_s and s.n_bytes < 2**20 * s.n_shards:
+            size = show_bytes(s.n_bytes / s.n_shards)
+            return f"{s.n_shards:,} syncs set the pace, of {size} each: more memory makes larger shards"
         return f"the disk sets the pace: {self._cast(s.writing_s)}"
 
     def _cast(self, busy_s: float) -> str:
@@ -71,13 +72,14 @@ class StageReport:
         saved = s.castable_bytes / max(1, s.raw_bytes)
         if saved < 0.05:
             return "the values are narrow already, so fewer layers would help"
-        gain = min(busy_s * saved, s.wait_s + s.drain_s)
-        return f"with a cast to float16, {_share(s.raw_bytes - s.castable_bytes, s.raw_bytes)} of the bytes, {self._would(gain)}"
+        left = _share(s.raw_bytes - s.castable_bytes, s.raw_bytes)
+        gain_s = min(busy_s * saved, s.wait_s + s.drain_s)  # no more than the model waited
+        return f"a cast to float16 leaves {left} of the bytes, {self._would(gain_s)}"
 
-    def _would(self, gain_s: float) -> str:
-        s = self.stages
-        rest = max(s.wall_s - gain_s, 1e-9)
-        return f"about {rest:.3g} s in place of {s.wall_s:.3g}"
+    def _would(self, gain_s: float, floor_s: float = 0.0) -> str:
+        """Return what the wall would come to."""
+        wall_s = self.stages.wall_s
+        return f"about {max(wall_s - gain_s, floor_s):.3g} s in place of {wall_s:.3g}"
 
     def lines(self) -> list[tuple[str, str, str, str, str]]:
         """Return the table: stage, seconds, share of the wall, bytes, rate; of writers, seconds of each."""
@@ -104,7 +106,7 @@ class StageReport:
                 _rate(n_bytes, seconds) if n_bytes and seconds else "",
             )
             for name, seconds, n_bytes in stages
-            if seconds or name not in ("transfer", "encode")
+            if seconds >= 0.005 or name not in ("transfer", "encode")
         ]
 
     def __str__(self) -> str:

@@ -253,11 +253,33 @@ def test_advice_is_followed_by_hand(tmp_path: Path) -> None:
     assert capture(re.search(r"memory=(\S+)", str(caught.value))[1]).complete  # type: ignore[index]
 
 
-def test_the_writers_default_to_the_cores_and_at_most_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, writers in ((1, 1), (2, 2), (64, 2), (None, 1)):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+def test_the_writers_default_to_two_and_to_half_of_the_cores_where_they_encode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, writers, encoders in ((1, 1, 1), (2, 2, 2), (5, 2, 2), (8, 2, 4), (64, 2, 8)):
+        monkeypatch.setattr("layertap.capture.plan.n_cores", lambda cores=cores: cores)
         assert Settings().n_writers == writers
-    assert Settings(writers=5).n_writers == 5
+        assert Settings(codec="zstd").n_writers == encoders
+    # Each has buffers of its own, which little memory does not hold.
+    assert Settings(codec="lz4", memory="256MiB").n_writers == 4
+    assert Settings(codec="lz4", memory="4MiB").n_writers == 2
+    assert Settings(writers=5).n_writers == Settings(codec="zstd", writers=5).n_writers == 5
+
+
+def test_memory_that_is_advised_holds_the_writers_that_it_has_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("layertap.capture.plan.n_cores", lambda: 64)
+    taps = (
+        spec("a", 5 * MIB, codec="zstd"),
+    )  # rows of 20 MiB: what a writer needs more than it has a share of
+    with pytest.raises(PlanError) as caught:
+        plan_layout(taps, (), 2, None, Settings(codec="zstd", memory="190MiB"))
+    advised = re.search(r"memory=(\S+)", str(caught.value))
+    assert advised
+    more = Settings(codec="zstd", memory=advised[1])
+    assert more.n_writers > 2
+    assert slots_of(plan_layout(taps, (), 2, None, more), more) >= 2
 
 
 # Disk

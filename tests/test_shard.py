@@ -345,16 +345,19 @@ def test_whatever_is_appended_is_what_the_file_holds(
 ) -> None:
     data = np.random.default_rng(n_bytes).integers(0, 256, n_bytes, np.uint8).data
     buffers = [data[start : start + step] for start in range(0, n_bytes, step)]
-    real, limit, refused = os.writev, n_bytes, False
+    real = os.writev
 
-    def writev(fd: int, some: list[Any]) -> int:
-        if is_direct(fd) and refused:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        first = memoryview(some[0])
-        return real(fd, [first[:limit]] if first.nbytes > limit else some)
+    def writev_of(limit: int, refused: bool) -> Any:
+        def writev(fd: int, some: list[Any]) -> int:
+            if is_direct(fd) and refused:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            first = memoryview(some[0])
+            return real(fd, [first[:limit]] if first.nbytes > limit else some)
 
-    monkeypatch.setattr(os, "writev", writev)
+        return writev
+
     for limit, refused in ((n_bytes, False), (8192, False), (n_bytes, True), (1 << 15, True)):
+        monkeypatch.setattr(os, "writev", writev_of(limit, refused))
         with DurableFile(tmp_path / "c") as file:
             for buffer in buffers:
                 file.write([buffer])
