@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from .dtypes import is_float
 from .errors import CaptureError, NoSpaceError, StoreError
-from .files import part
+from .files import STAGING_BYTES, part, stage_by
 from .layout import ArraySpec, Layout
 from .shard import ShardRecord, write_shard
 from .stages import Laps
@@ -87,6 +87,7 @@ class Pipeline:
         n_writers: int,
         on_commit: Callable[[Stages], None] | None = None,
         stages: Stages | None = None,
+        staging_bytes: int = STAGING_BYTES,
     ) -> None:
         """Allocate the slots, once, and start the writers.
 
@@ -97,11 +98,13 @@ class Pipeline:
             n_writers: writer threads.
             on_commit: called by a writer after each commit.
             stages: what the pipeline adds its share to.
+            staging_bytes: what each writer holds for data that are not written as they lie.
         """
         self.layout: Layout = store.manifest.layout
         self.store = store
         self.stages = stages if stages is not None else Stages()
         self.stages.n_writers = n_writers
+        self._staging_bytes = staging_bytes
         self._n_busy, self._busy_since = 0, 0.0
         self._done = frozenset(done)
         self._on_commit = on_commit
@@ -218,6 +221,7 @@ class Pipeline:
             self._jobs.put((slot, i))
 
     def _write(self) -> None:
+        stage_by(self._staging_bytes)
         while (job := self._jobs.get()) is not None:
             if self._failure is not None:
                 continue

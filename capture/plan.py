@@ -20,7 +20,7 @@ from .backend import Learned
 from .codecs import check_codec
 from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
-from .files import STAGING_BYTES
+from .files import MOST_STAGING_BYTES, PAGE, STAGING_BYTES
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes, n_cores
 from .taps import distinct_folders
@@ -31,6 +31,7 @@ CASTS = ("float16", "bfloat16", "float32")
 DEFAULT_MEMORY = "2GiB"
 _BLOCK_BYTES = 64 * 2**20
 _SHARD_BYTES = 4 * 2**20
+_STAGING_SHARE = 512  # of memory, a staging buffer
 _MOST_WRITERS = 8
 _WRITER_BYTES = 64 * 2**20  # of memory, for each writer beyond the second
 _UNITS = {"": 1, "B": 1, **{f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}}
@@ -54,6 +55,12 @@ class Settings:
     def memory_bytes(self) -> int:
         """The memory in bytes."""
         return parse_bytes(self.memory)
+
+    @property
+    def staging_bytes(self) -> int:
+        """What each writer stages data in that are not written as they lie."""
+        share = self.memory_bytes // _STAGING_SHARE // PAGE * PAGE
+        return max(STAGING_BYTES, min(share, MOST_STAGING_BYTES))
 
     @property
     def n_writers(self) -> int:
@@ -155,7 +162,7 @@ def plan_layout(
 
     needed = needed_for(step_rows)
     while (more := needed_for(step_rows, replace(settings, memory=needed))) > needed:
-        needed = more  # more memory may have more writers by default, with buffers of their own
+        needed = more  # more memory has larger buffers, and by default more writers
     fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=needed_for)
     raise PlanError(
         f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "
@@ -267,7 +274,7 @@ def _reserve(
     if kept_row_bytes is not None:
         first_step = max(first_step, kept_row_bytes * step_rows)
     # A writer's staging buffer; without one, a shard's tails, which take no more.
-    buffers = STAGING_BYTES
+    buffers = settings.staging_bytes
     if settings.codec != "none":
         buffers += 2 * max(CHUNK_BYTES, max((tap.row_bytes for tap in taps), default=0))
     return first_step + settings.n_writers * buffers

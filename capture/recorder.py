@@ -352,6 +352,7 @@ class Recorder:
             n_writers=self._settings.n_writers,
             on_commit=self._progress.show if self._progress else None,
             stages=self._stages,
+            staging_bytes=self._settings.staging_bytes,
         )
         self._pipeline = pipeline
         session.prepare(manifest.layout, pipeline.memory, pipeline.slabs)

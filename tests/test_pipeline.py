@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from layertap.capture import files, pipeline, store
-from layertap.capture.files import PART, STAGING_BYTES
+from layertap.capture.files import PART
 from layertap.capture.layout import ArraySpec, Layout, array_view
 from layertap.capture.pipeline import Pipeline
 from layertap.capture.shard import ShardRecord, write_shard
@@ -85,7 +85,7 @@ def test_what_is_not_encoded_is_written_from_the_slot_itself(
 ) -> None:
     if not direct:
         monkeypatch.setattr(files, "_DIRECT", 0)
-    opened = open_pipeline(tmp_path / "s", tap, n_blocks=3)
+    opened = open_pipeline(tmp_path / "s", tap, n_blocks=3, staging_bytes=256 * 1024)
     writes = Writes(monkeypatch)
     for block in range(3):
         put(opened, block)
@@ -95,7 +95,7 @@ def test_what_is_not_encoded_is_written_from_the_slot_itself(
     )  # what is no whole page goes by way of the staging buffer
     assert writes.inside(opened.memory) == (0 if copied else 3 * 8 * tap.row_bytes)
     if copied:
-        large = {call[0] for call in writes.calls if call[0][1] == STAGING_BYTES}
+        large = {call[0] for call in writes.calls if call[0][1] == 256 * 1024}
         assert len(large) == 1, "one staging buffer for all shards of a writer"
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from layertap.capture.backend import Learned
 from layertap.capture.errors import NoSpaceError, PlanError
-from layertap.capture.files import STAGING_BYTES
 from layertap.capture.layout import CHUNK_BYTES, ArraySpec, slab_bytes
 from layertap.capture.plan import (
     Settings,
@@ -170,9 +169,9 @@ def needed_memory(taps: tuple[ArraySpec, ...], step_rows: int, settings: Setting
     """What is not blocks, by the words of the documentation: the first step's copies, and the buffers."""
     kept = slab_bytes(taps, step_rows)
     if settings.codec == "none":
-        return kept + settings.n_writers * STAGING_BYTES
+        return kept + settings.n_writers * settings.staging_bytes
     encoding = 2 * max(CHUNK_BYTES, *(tap.row_bytes for tap in taps))
-    return kept + settings.n_writers * (STAGING_BYTES + encoding)
+    return kept + settings.n_writers * (settings.staging_bytes + encoding)
 
 
 def test_blocks_are_whole_steps_and_two_or_three_of_them_fit_the_memory() -> None:
@@ -264,6 +263,12 @@ def test_the_writers_default_to_two_and_to_half_of_the_cores_where_they_encode(
     assert Settings(codec="lz4", memory="256MiB").n_writers == 4
     assert Settings(codec="lz4", memory="4MiB").n_writers == 2
     assert Settings(writers=5).n_writers == Settings(codec="zstd", writers=5).n_writers == 5
+
+
+def test_a_staging_buffer_is_a_small_share_of_the_memory_in_whole_pages() -> None:
+    for memory, n_bytes in (("1MiB", MIB // 2), ("256MiB", MIB // 2), ("1GiB", 2 * MIB), ("64GiB", 4 * MIB)):
+        assert Settings(memory=memory).staging_bytes == n_bytes
+    assert Settings(memory="1001MB").staging_bytes == 1_001_000_000 // 512 // 4096 * 4096
 
 
 def test_memory_that_is_advised_holds_the_writers_that_it_has_by_default(
