@@ -128,10 +128,9 @@ class Calls:
         def call(first: Any, *rest: Any) -> Any:
             result = real(first, *rest)
             if name == "open":
-                self._paths[result] = Path(first).name
-            self.seen.append(
-                (name, self._paths.get(first, "?") if isinstance(first, int) else Path(first).name)
-            )
+                self._paths[result] = str(first)
+            path = self._paths.get(first, "?") if isinstance(first, int) else str(first)
+            self.seen.append((name, path))
             return result
 
         return call
@@ -177,15 +176,14 @@ def test_every_shard_and_every_name_is_durable_before_the_record_is_written(
     opened.close()
     names = [name for name, _ in calls.seen if name in ("fdatasync", "replace", "fsync")]
     assert names == ["fdatasync"] * 3 + ["replace"] * 3 + ["fsync"] * 3 + ["fdatasync", "replace", "fsync"]
-    record = ("open", f"c.0.0{PART}")
-    assert calls.seen.count(record) == 4  # three taps and the record have one name
-    last = len(calls.seen) - 1 - calls.seen[::-1].index(record)
-    assert sum(name == "fsync" for name, _ in calls.seen[:last]) == 3
-    written: dict[str, str] = {}
-    for name, path in calls.seen:  # what is synced was written whole before
-        assert name != "fdatasync" or written[path] != "open"
+    record = calls.seen.index(("open", f"{tmp_path / 's' / 'commits' / 'c.0.0'}{PART}"))
+    assert sum(name == "fsync" for name, _ in calls.seen[:record]) == 3
+    last: dict[str, str] = {}
+    for name, path in calls.seen:  # what is synced was written before, and nothing is written after
+        assert name != "fdatasync" or last[path] == "writev", path
         if name in ("open", "writev", "fdatasync"):
-            written[path] = name
+            assert last.get(path) != "fdatasync", path
+            last[path] = name
 
 
 def n_handles() -> int:

@@ -396,6 +396,7 @@ def test_a_file_system_that_refuses_direct_writes_gets_the_same_bytes(
 
     monkeypatch.setattr(os, "writev", writev)
     assert write(tmp_path / "refusing", array, layout, values) == record
+    assert refused == 1, "a file that was refused once is not tried again"
     assert (tmp_path / "refusing").read_bytes() == (tmp_path / "willing").read_bytes()
     import fcntl
 
