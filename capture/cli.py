@@ -209,6 +209,7 @@ def capture(
                 overwrite=overwrite,
                 progress=True,
                 on_plan=lambda manifest, n_done: _announce(store, manifest, n_done, memory),
+                on_report=lambda report: click.echo(f"\n{report}\n", err=True),
             )
     except LayertapError:
         raise

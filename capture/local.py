@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError, StoreExistsError
-from .files import PART, DurableFile, publish, sync_folder, write_file
+from .files import PART, DurableFile, part, publish, sync_folder, write_file
 from .place import Blob, Place
 from .store import COMMITS, LOG, check_removable
 from .trust import check_folders, open_plain, read_plain
@@ -101,6 +101,11 @@ class LocalPlace(Place):
             publish(self.folder / name)
         for folder in dict.fromkeys((self.folder / name).parent for name in names):
             sync_folder(folder)
+
+    def abandon(self, names: Sequence[str]) -> None:
+        """Remove what has no name yet."""
+        for name in names:
+            part(self.folder / name).unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file beside its final name and rename it."""

@@ -1,7 +1,8 @@
-"""How much memory this process may have: the container's limit where there is one, not the machine's."""
+"""What this process may have: memory by the container's limit where there is one, and processors."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -16,6 +17,13 @@ def available_bytes() -> int | None:
     found = [_machine(), *(_left(folder, *names) for folder, *names in _groups())]
     known = [n_bytes for n_bytes in found if n_bytes is not None]
     return max(0, min(known)) if known else None
+
+
+def n_cores() -> int:
+    """Return the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _machine() -> int | None:

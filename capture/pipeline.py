@@ -15,6 +15,7 @@ A writer spends its time in C (gather-write, checksum, encode, sync) without the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import queue
@@ -26,10 +27,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .dtypes import is_float
 from .errors import CaptureError, LayertapError, NoSpaceError, PlanError, StoreError, why
-from .layout import Layout
+from .files import STAGING_BYTES, stage_by
+from .layout import ArraySpec, Layout
 from .place import Place
 from .shard import ShardRecord, write_shard
+from .stages import Laps
+from .stages import Stages as Stages
 from .store import StoreWriter
 
 Memory = NDArray[np.uint8]
@@ -72,32 +77,6 @@ class _Slot:
     ready: list[Callable[[], None]] = field(default_factory=list)
 
 
-@dataclass
-class Stages:
-    """Seconds that each stage took, and what passed through."""
-
-    data_s: float = 0.0
-    """The thread of the model waiting for input."""
-    forward_s: float = 0.0
-    """The forward passes, with the copies in their hooks."""
-    wait_s: float = 0.0
-    """The thread of the model waiting for a slot."""
-    write_s: float = 0.0
-    """Writer threads at work, added up."""
-    n_writers: int = 1
-    """Writer threads."""
-    n_rows: int = 0
-    """Rows committed in this run."""
-    n_bytes: int = 0
-    """Bytes of the shards committed in this run."""
-
-    def slowest(self) -> str:
-        """Name the stage that sets the pace: `write` where the model had to wait for it."""
-        if self.wait_s > 0.05 * (self.wait_s + self.forward_s + self.data_s):
-            return "write"
-        return "data" if self.data_s > self.forward_s else "forward"
-
-
 class Pipeline:
     """Slots, writers and commits for one store."""
 
@@ -109,6 +88,8 @@ class Pipeline:
         n_slots: int,
         n_writers: int,
         on_commit: Callable[[Stages], None] | None = None,
+        stages: Stages | None = None,
+        staging_bytes: int = STAGING_BYTES,
     ) -> None:
         """Allocate the slots, once, and start the writers.
 
@@ -118,18 +99,24 @@ class Pipeline:
             n_slots: blocks that are held in memory at most.
             n_writers: writer threads.
             on_commit: called by a writer after each commit.
+            stages: what the pipeline adds its share to.
+            staging_bytes: what each writer holds for data that are not written as they lie.
         """
         self.layout: Layout = store.manifest.layout
         self.store = store
-        self.stages = Stages(n_writers=n_writers)
+        self.stages = stages if stages is not None else Stages()
+        self.stages.n_writers = n_writers
+        self._staging_bytes = staging_bytes
+        self._n_busy, self._busy_since = 0, 0.0
         self._done = frozenset(done)
         self._on_commit = on_commit
         self._lock = threading.Condition()
         self._failure: BaseException | None = None
         # Anonymous pages: aligned for direct transfers, given back as a whole, and never a copy.
         self.memory: Memory = np.frombuffer(_allocated(n_slots * self.layout.block_bytes), np.uint8)
-        self._free = [self._slot(i) for i in reversed(range(n_slots))]
-        self.slabs = tuple(slab for slot in self._free for slab in slot.slabs)
+        self._slots = [self._slot(i) for i in reversed(range(n_slots))]
+        self._free = list(self._slots)
+        self.slabs = tuple(slab for slot in self._slots for slab in slot.slabs)
         self._open: dict[int, _Slot] = {}
         self._jobs: queue.SimpleQueue[tuple[_Slot, int] | None] = queue.SimpleQueue()
         self._writers = [
@@ -191,8 +178,21 @@ class Pipeline:
             self._fail(error)
             self._join()
             raise
+        finally:
+            if self._failure is not None and not self.at_work:
+                self._discard()
         if self._failure is not None and not failed:
             self._raise_failure()
+
+    def _discard(self) -> None:
+        """Remove the shards of blocks that will not be committed: a disk that is full needs the room."""
+        for slot in self._slots:
+            done = [
+                a for a, record in zip(self.layout.arrays, slot.records, strict=False) if record is not None
+            ]
+            if slot.n_waiting and done:
+                with contextlib.suppress(OSError):
+                    self.store.abandon(slot.block, done)
 
     @property
     def at_work(self) -> bool:
@@ -215,7 +215,6 @@ class Pipeline:
     def _take(self, block: int) -> _Slot:
         if block in self._open:
             return self._open[block]
-        started = time.perf_counter()
         with self._lock:
             while not self._free and self._failure is None:
                 if len(self._open) * self.layout.steps_per_block == len(self.slabs):
@@ -227,7 +226,6 @@ class Pipeline:
             if self._failure is not None:
                 self._raise_failure()
             slot = self._free.pop()
-        self.stages.wait_s += time.perf_counter() - started
         slot.block, slot.n_rows, slot.ready = block, 0, []
         self._open[block] = slot
         return slot
@@ -241,10 +239,10 @@ class Pipeline:
             self._jobs.put((slot, i))
 
     def _write(self) -> None:
+        stage_by(self._staging_bytes)
         while (job := self._jobs.get()) is not None:
             if self._failure is not None:
                 continue
-            started = time.perf_counter()
             try:
                 self._write_shard(*job)
             except OSError as error:
@@ -253,31 +251,58 @@ class Pipeline:
                 self._fail(self._unexpected(error, *job))
             except BaseException as error:
                 self._fail(error)
-            finally:
-                with self._lock:
-                    self.stages.write_s += time.perf_counter() - started
 
     def _write_shard(self, slot: _Slot, i: int) -> None:
+        laps = Laps(Stages())
         for ready in slot.ready:
             ready()
+        laps.lap("transfer")
+        self._count_busy(1)
+        try:
+            records = self._durable(slot, i, laps)
+            if records is not None:
+                self.store.commit(slot.block, slot.n_rows, records)
+                laps.lap("commit")
+        finally:
+            self._count_busy(-1)
+            with self._lock:
+                self.stages.add(laps.stages)
+        if records is not None:
+            self._committed(slot, records)
+
+    def _durable(self, slot: _Slot, i: int, laps: Laps) -> list[ShardRecord] | None:
+        """Write shard `i` of a block; return the records of all once it was the last one."""
         array = self.layout.arrays[i]
         slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
         new = self.store.new_shard(array, slot.block)
-        record = write_shard(new, array, self.layout, slabs, slot.n_rows)
+        record = write_shard(new, array, self.layout, slabs, slot.n_rows, laps)
         with self._lock:
             slot.records[i] = record
             slot.n_waiting -= 1
             if slot.n_waiting:
-                return
-        records = [r for r in slot.records if r is not None]
-        self.store.commit(slot.block, slot.n_rows, records)
+                return None
+        return [r for r in slot.records if r is not None]
+
+    def _committed(self, slot: _Slot, records: list[ShardRecord]) -> None:
+        stages, arrays = self.stages, self.layout.arrays
         with self._lock:
-            self.stages.n_rows += slot.n_rows
-            self.stages.n_bytes += sum(r.n_bytes for r in records)
+            stages.n_rows += slot.n_rows
+            stages.n_shards += len(records)
+            stages.n_bytes += sum(r.n_bytes for r in records)
+            stages.raw_bytes += slot.n_rows * sum(a.row_bytes for a in arrays)
+            stages.castable_bytes += slot.n_rows * sum(map(_castable, self.layout.taps))
             self._free.append(slot)
             self._lock.notify_all()
         if self._on_commit is not None:
-            self._on_commit(self.stages)
+            self._on_commit(stages)
+
+    def _count_busy(self, change: int) -> None:
+        """Keep the time in which any writer is at work."""
+        with self._lock:
+            now = time.perf_counter()
+            if self._n_busy:
+                self.stages.writing_s += now - self._busy_since
+            self._n_busy, self._busy_since = self._n_busy + change, now
 
     def _unexpected(self, error: Exception, slot: _Slot, i: int) -> Exception:
         if isinstance(error, LayertapError):
@@ -298,6 +323,11 @@ class Pipeline:
     def _raise_failure(self) -> None:
         assert self._failure is not None
         raise self._failure
+
+
+def _castable(tap: ArraySpec) -> int:
+    """Return the bytes of a row that a cast to float16 would save."""
+    return tap.row_bytes * (tap.dtype.itemsize - 2) // tap.dtype.itemsize if is_float(tap.dtype) else 0
 
 
 _KEPT = "Blocks that are committed are kept: once this is mended, the same capture goes on after them"

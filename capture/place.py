@@ -159,6 +159,9 @@ class Place(ABC):
         """Give files their names, durable."""
         raise self._read_only()
 
+    def abandon(self, names: Sequence[str]) -> None:  # noqa: B027 - unseen objects are put anew by the next
+        """Remove files that were written and are not published."""
+
     def write(self, name: str, data: bytes) -> None:
         """Put a small file in place of what is there."""
         raise self._read_only()

@@ -9,19 +9,19 @@ Two blocks let the model fill one while the other is written; the third evens ou
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from .backend import Learned
 from .codecs import check_codec
 from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
+from .files import MOST_STAGING_BYTES, PAGE, STAGING_BYTES
 from .layout import ArraySpec, Layout, slab_bytes
-from .machine import available_bytes
+from .machine import available_bytes, n_cores
 from .place import Place
 from .shard import buffer_bytes
 from .taps import distinct_folders
@@ -32,6 +32,9 @@ CASTS = ("float16", "bfloat16", "float32")
 DEFAULT_MEMORY = "2GiB"
 _BLOCK_BYTES = 64 * 2**20
 _SHARD_BYTES = 4 * 2**20
+_STAGING_SHARE = 512  # of memory, a staging buffer
+_MOST_WRITERS = 8
+_WRITER_BYTES = 64 * 2**20  # of memory, for each writer beyond the second
 _UNITS = {"": 1, "B": 1, **{f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}}
 _UNITS |= {f"{u}iB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
 
@@ -51,7 +54,8 @@ class Settings:
     and its data, of which up to `workers` + 2 batches are alive at a time.
     """
     writers: int | None = None
-    """Writer threads; None: two, or one where there is one core; four where they wait for a network."""
+    """Writer threads; None: two, or one where there is one core, and more to encode where there are many, or
+    to wait for a network."""
     upload_bytes: int = 0
     """Bytes that each writer holds back for an upload; 0 where the store is on a disk."""
 
@@ -59,6 +63,12 @@ class Settings:
     def memory_bytes(self) -> int:
         """The memory in bytes."""
         return parse_bytes(self.memory)
+
+    @property
+    def staging_bytes(self) -> int:
+        """What each writer stages data in that are not written as they lie."""
+        share = self.memory_bytes // _STAGING_SHARE // PAGE * PAGE
+        return max(STAGING_BYTES, min(share, MOST_STAGING_BYTES))
 
     @property
     def n_writers(self) -> int:
@@ -69,7 +79,16 @@ class Settings:
         """
         if self.writers is not None and self.writers < 1:
             raise PlanError(f"a capture has at least one writer; {self.writers} were asked for")
-        return self.writers or (4 if self.upload_bytes else min(2, os.cpu_count() or 1))
+        if self.writers is not None:
+            return self.writers
+        if self.upload_bytes:
+            return 4  # they wait more than they work
+        # Two keep a disk busy; what encodes is bound by cores, of which half are the model's.
+        cores = n_cores()
+        encoders = (
+            0 if self.codec == "none" else min(cores // 2, _MOST_WRITERS, self.memory_bytes // _WRITER_BYTES)
+        )
+        return max(min(2, cores), encoders)
 
 
 def tap_arrays(learned: Sequence[Learned], settings: Settings) -> list[ArraySpec]:
@@ -152,12 +171,19 @@ def plan_layout(
         steps = bisect_right(range(1, most + 1), settings.memory_bytes, key=key)
         if steps:
             return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
-    needed = needed_for(2, step_rows, 1)
+
+    def needed(n_rows: int, n_bytes: int) -> int:
+        reserve = _reserve(taps, columns, n_rows, 1, replace(settings, memory=n_bytes), kept_row_bytes)
+        return 2 * slab_bytes(arrays, n_rows) + reserve
+
+    needs = needed(step_rows, settings.memory_bytes)
+    while (more := needed(step_rows, needs)) > needs:
+        needs = more  # more memory has larger buffers, and by default more writers
     fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=lambda n: needed_for(2, n, 1))
     raise PlanError(
         f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "
         f"{settings.memory}: two batches, the copies of the first and "
-        f"{settings.n_writers} writers need {show_bytes(needed)}. Give memory={_enough(needed)} or more, "
+        f"{settings.n_writers} writers need {show_bytes(needs)}. Give memory={_enough(needs)} or more, "
         + (f"a batch size of at most {fits}, " if fits else "")
         + ("fewer layers, or a cast to float16" if settings.dtype is None else "or fewer layers")
     )
@@ -263,4 +289,6 @@ def _reserve(
     if kept_row_bytes is not None:
         first_step += max(0, kept_row_bytes * step_rows - slab_bytes(tuple(taps), step_rows))
     buffers = max(buffer_bytes(array, step_rows, n_steps) for array in (*taps, *columns))
+    if not settings.upload_bytes:
+        buffers += settings.staging_bytes
     return first_step + settings.n_writers * buffers

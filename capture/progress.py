@@ -8,8 +8,8 @@ import threading
 import time
 from typing import Any
 
-from .pipeline import Stages
 from .plan import show_bytes
+from .stages import Stages
 
 _LINE_S = 10  # where there is no terminal, a line at most this often
 

@@ -7,11 +7,13 @@ what surrounds it would cost many times more; `open_run(path, check=True)` check
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from .layout import ArraySpec
 from .place import PathLike, Place, place_of
 from .shard import Shard, ShardRecord
 from .store import (
+    LOG,
     ROOT,
     Json,
     Manifest,
@@ -37,11 +40,15 @@ from .store import (
 )
 from .trust import check_room, empty
 
+if TYPE_CHECKING:
+    from .report import StageReport
+
 Values = NDArray[Any]
 Selector = slice | NDArray[np.intp]
 
 # Read a window by itself where it is at most this share of the rows' bytes.
 _WINDOW_SHARE = 0.25
+_LOG_BYTES = 64 * 1024
 
 
 def open_run(path: PathLike | Place, *, check: bool = False, storage: Mapping[str, Any] | None = None) -> Run:
@@ -262,6 +269,25 @@ class Run:
     def n_bytes(self) -> int:
         """Bytes of all committed shards on disk."""
         return sum(shard.n_bytes for records in self.records() for shard in records)
+
+    @property
+    def log(self) -> list[Json]:
+        """What each run that made the store kept of itself, the oldest first: when, where, how fast."""
+        entries = []
+        with contextlib.suppress(OSError):  # no reader needs it
+            for name in sorted(self.place.names(LOG) or ()):
+                if name.endswith(".json"):
+                    with contextlib.suppress(OSError, ValueError):
+                        entries.append(json.loads(self.place.read(f"{LOG}/{name}", _LOG_BYTES)))
+        return entries
+
+    @property
+    def report(self) -> StageReport | None:
+        """Where the time of the last run went that is in the log."""
+        from .report import StageReport
+
+        entries = self.log
+        return StageReport.of_log(entries[-1]) if entries else None
 
     def zarr(self) -> Any:
         """Return the store as a read-only `zarr.Group`; its bfloat16 arrays open too from then on."""

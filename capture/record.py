@@ -15,6 +15,7 @@ from .plan import DEFAULT_MEMORY, Settings
 from .progress import Progress
 from .reader import Run, open_run
 from .recorder import Facts, Recorder
+from .report import StageReport
 from .store import Manifest
 from .taps import Patterns
 
@@ -103,6 +104,7 @@ def record_dataset(
     storage: Mapping[str, Any] | None = None,
     progress: bool = False,
     on_plan: Callable[[Manifest, int], None] | None = None,
+    on_report: Callable[[StageReport], None] | None = None,
 ) -> Run:
     """Run `model` over a whole data set and capture `layers`, with labels, predictions and pictures.
 
@@ -138,6 +140,7 @@ def record_dataset(
         progress: show a bar with rows, rate, bytes, the slowest stage and the time left.
         on_plan: called once, with the manifest and the rows that are committed already, when the first batch
             has shown what there is and before anything is written.
+        on_report: called at the end with where the time went, unless all rows were captured before.
 
     Returns:
         The store, open for reading; finished once all parts are.
@@ -180,6 +183,8 @@ def record_dataset(
     )
     with recorder:
         recorder.run(source, source.default_workers if workers is None else workers)
+    if on_report is not None and recorder.stages.n_rows:
+        on_report(recorder.report)
     return open_run(recorder.place)
 
 

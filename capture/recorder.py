@@ -30,6 +30,8 @@ from .place import PathLike, Place, place_of
 from .plan import Settings, check_memory, check_space, plan_layout, slots_of, store_bytes, tap_arrays
 from .progress import Progress
 from .reader import Run, open_run
+from .report import StageReport
+from .stages import Laps
 from .store import (
     Json,
     Manifest,
@@ -110,18 +112,22 @@ class Recorder:
         self._columns: dict[str, Any] = {}
         self._store: StoreWriter | None = None
         self._started = 0.0
+        self._stages = Stages()
+        self._laps = Laps(self._stages)
 
     def __enter__(self) -> Recorder:
-        self._started = time.time()
+        self._started, self._laps = time.time(), Laps(self._stages)
         if self.place.exists():
             self._look_at_existing()
         self._session = self._backend.session(self._model, self._layers)
         self._session.attach(self)
+        self._laps.lap("start")
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         failed = kind is not None
         try:
+            self._laps.lap("data")
             if not failed:
                 self._finish_step()
                 self._check_end()
@@ -149,7 +155,12 @@ class Recorder:
     @property
     def stages(self) -> Stages:
         """Where the time went so far."""
-        return self._pipeline.stages if self._pipeline else Stages()
+        return self._stages
+
+    @property
+    def report(self) -> StageReport:
+        """Where the time went, what set the pace, and what would help; whole once the block is left."""
+        return StageReport(self.stages)
 
     def seek(self, row: int) -> None:
         """Say that the next step starts at `row`.
@@ -198,13 +209,10 @@ class Recorder:
         """Run the model over the rows of `source` that are not committed yet."""
         assert self._session is not None
         n_classes = None if self._facts.classes is None else len(self._facts.classes)
-        started = time.perf_counter()
         # Closed on every way out, so that no thread or process goes on loading.
         with self._session.inference(), contextlib.closing(self._batches(source, workers)) as batches:
             for batch in batches:
-                self._finish_step()
                 self.row = batch.rows.start
-                loaded, waited = time.perf_counter(), self.stages.wait_s
                 output = self(*batch.inputs, **batch.kwargs)
                 prediction = self._session.prediction(output, n_classes)
                 if prediction is not None:
@@ -213,11 +221,6 @@ class Recorder:
                 self._finish_step()
                 if self.finished:
                     return
-                stages = self.stages
-                ended = time.perf_counter()
-                stages.data_s += loaded - started
-                stages.forward_s += ended - loaded - (stages.wait_s - waited)
-                started = ended
 
     def _batches(self, source: Source, workers: int) -> Generator[Batch, None, None]:
         for steps in self._rounds(source.n_rows):
@@ -248,6 +251,7 @@ class Recorder:
 
     def begin(self, n_rows: int) -> list[Piece] | None:
         """Open a step (called by the session)."""
+        self._laps.lap("data")
         self._finish_step()
         if n_rows < 1:
             raise CaptureError("the batch has no rows")
@@ -258,11 +262,13 @@ class Recorder:
         if self._pipeline is None:
             return [] if self.finished else None
         self._pieces = self._pipeline.begin(row, n_rows)
+        self._laps.lap("wait")
         return self._pieces
 
     def done(self) -> None:
         """Say that the step's forward has ended well (called by the session)."""
         self._ended = True
+        self._laps.lap("forward")
 
     def _check_end(self) -> None:
         """Hold what passed against what should have passed."""
@@ -315,7 +321,9 @@ class Recorder:
         if self.finished:
             return
         if self._pipeline is None:
+            self._laps.lap("forward")
             self._start(row, n_rows)
+            self._laps.lap("start")
             if self._pipeline is None:
                 return
         if not self._pieces and self._n_rows is None:
@@ -324,6 +332,7 @@ class Recorder:
             self._put_columns(row, n_rows)
             ready = self._session.transfer(self._pieces)
             self._pipeline.end(row, n_rows, ready)
+        self._laps.lap("forward")
 
     def _start(self, row: int, n_rows: int) -> None:
         """Plan from the first step, make or open the store, and put the step where it belongs."""
@@ -343,6 +352,8 @@ class Recorder:
             n_slots=self._slots(manifest.layout),
             n_writers=self._settings.n_writers,
             on_commit=self._progress.show if self._progress else None,
+            stages=self._stages,
+            staging_bytes=self._settings.staging_bytes,
         )
         self._pipeline = pipeline
         session.prepare(manifest.layout, pipeline.memory, pipeline.slabs)
@@ -543,7 +554,10 @@ class Recorder:
     def _close_pipeline(self, failed: bool) -> None:
         pipeline = self._pipeline
         if pipeline is not None:
-            pipeline.close(failed=failed)
+            try:
+                pipeline.close(failed=failed)
+            finally:
+                self._laps.lap("drain")
             write_log(self.place, self._started, pipeline.stages, failed)
         if failed:
             return

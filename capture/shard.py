@@ -22,11 +22,10 @@ from .errors import ChecksumError, FormatError, StoreError, why
 from .files import PAGE
 from .layout import CHUNK_BYTES, ArraySpec, Layout, chunk_rows
 from .place import Blob, Bytes, NewFile, Place
+from .stages import Laps, Stages
 from .trust import check_room
 
 _MISSING = 2**64 - 1
-FLUSH_BYTES = 2 * 1024 * 1024
-MAX_BUFFERS = 1024  # that wait, of any size
 _TAILS = 64  # pages for checksums that wait to be written
 _COUNTED_BYTES = 64 * 1024  # values that are not finite are counted in pieces of this
 _ENCODER_BYTES = 1024 * 1024  # what zstd and Blosc allocate beside their output
@@ -50,7 +49,12 @@ class ShardRecord:
 
 
 def write_shard(
-    new: NewFile, array: ArraySpec, layout: Layout, slabs: Sequence[memoryview], n_rows: int
+    new: NewFile,
+    array: ArraySpec,
+    layout: Layout,
+    slabs: Sequence[memoryview],
+    n_rows: int,
+    laps: Laps | None = None,
 ) -> ShardRecord:
     """Write the first `n_rows` rows of a block of `array`, durable, into a file not published yet.
 
@@ -61,7 +65,9 @@ def write_shard(
         slabs: the block's slabs, in order, read-only.
         n_rows: rows of the block that exist; fewer than `layout.block_rows` in the last block alone. What
             its last inner chunk lacks is written as zeros.
+        laps: told where the time goes: `checksum`, `encode`, `write`, `sync`.
     """
+    laps = laps or Laps(Stages())
     chunk_length = layout.chunk_rows(array)
     chunk_bytes = chunk_length * array.row_bytes
     n_chunks = -(-n_rows // chunk_length)
@@ -71,35 +77,43 @@ def write_shard(
     tails = memoryview(mmap.mmap(-1, min(n_chunks, _TAILS) * PAGE)) if pages else None
     offset = layout.offsets[layout.arrays.index(array)]
     n_nan = n_inf = position = chunks_crc = 0
-    batch = _Batch()
+    waiting: list[Bytes] = []
     with new as file:
         for i in range(n_chunks):
             last = min((i + 1) * chunk_length, n_rows)
             pieces = list(_pieces(array, offset, layout.step_rows, slabs, i * chunk_length, last))
-            nan, inf = count_nonfinite(pieces, array.dtype)
+            data, checksum, nan, inf = _chunk(array, pieces, chunk_bytes, laps)
             n_nan, n_inf = n_nan + nan, n_inf + inf
-            data = _encoded(array, pieces, chunk_bytes)
             n_bytes = sum(memoryview(buffer).nbytes for buffer in data) + CRC_BYTES
             index[i] = position, n_bytes
-            crc = crc_bytes(_crc_of(data))
+            crc = crc_bytes(checksum)
             chunks_crc = crc32c(crc, chunks_crc)
-            whole = tails is not None and (i + 1) * chunk_length <= n_rows
             if tails is not None:
                 at = i % _TAILS
-                if at == 0:
-                    batch.write(file)  # the pages are taken again
+                if at == 0:  # the pages are taken again
+                    file.write(waiting, direct=True)
+                    waiting = []
                 tail = tails[at * PAGE : (at + 1) * PAGE]
                 tail[:CRC_BYTES] = crc
                 position += chunk_bytes + PAGE
             else:
                 tail = memoryview(crc)
                 position += n_bytes
-            batch.add(file, [*data, tail], direct=whole, flush=array.codec != "none")
+            if tails is not None and (i + 1) * chunk_length <= n_rows:
+                waiting += [*data, tail]
+                continue
+            # Those that bypass the cache as they lie go in one call; the rest while the cache still holds it.
+            file.write(waiting, direct=True)
+            waiting = []
+            file.write([*data, tail])
+            laps.lap("write")
+        file.write(waiting, direct=True)
         index_bytes = index.tobytes()
         index_crc = crc32c(index_bytes)
-        batch.add(file, [index_bytes, crc_bytes(index_crc)], direct=False)
-        batch.write(file)
-        return ShardRecord(file.n_bytes, index_crc, chunks_crc, n_nan, n_inf)
+        file.write([index_bytes, crc_bytes(index_crc)])
+        laps.lap("write")
+    laps.lap("sync")
+    return ShardRecord(file.n_bytes, index_crc, chunks_crc, n_nan, n_inf)
 
 
 def buffer_bytes(array: ArraySpec, step_rows: int, n_steps: int) -> int:
@@ -107,35 +121,50 @@ def buffer_bytes(array: ArraySpec, step_rows: int, n_steps: int) -> int:
     shard_bytes = array.row_bytes * step_rows * n_steps
     chunk_bytes = min(shard_bytes, max(array.row_bytes, CHUNK_BYTES))
     n_chunks = n_steps * (step_rows // chunk_rows(array.row_bytes, step_rows, 1))  # or fewer
-    # What waits is written once there are so many buffers; one chunk may be made of more.
-    waiting = _BUFFER_BYTES * (min(2 * n_chunks, MAX_BUFFERS) + n_steps) + 32 * n_chunks
+    # What waits is written once its tails are used up; one chunk may be made of the pieces of many slabs.
+    waiting = _BUFFER_BYTES * (2 * min(n_chunks, _TAILS) + n_steps) + 32 * n_chunks
     if array.codec == "none":
         return waiting + min(n_chunks, _TAILS) * PAGE + min(shard_bytes, 4 * _COUNTED_BYTES)
     # The chunk in one piece, what it becomes at worst, and that again cut to its length.
-    encoding = 3 * chunk_bytes + min(_ENCODER_BYTES, 128 * 1024 + 2 * chunk_bytes)
-    return waiting + encoding + min(shard_bytes, FLUSH_BYTES)
+    return waiting + 3 * chunk_bytes + min(_ENCODER_BYTES, 128 * 1024 + 2 * chunk_bytes)
 
 
-class _Batch:
-    """Buffers that wait to be written in one call."""
+def _chunk(
+    array: ArraySpec, pieces: list[memoryview], n_bytes: int, laps: Laps
+) -> tuple[list[Bytes], int, int, int]:
+    """Return the buffers of one inner chunk of `n_bytes` rows' bytes, their CRC-32C, and its NaN and inf."""
+    missing = n_bytes - sum(piece.nbytes for piece in pieces)
+    rows: list[Bytes] = [*pieces, bytes(missing)] if missing else list(pieces)
+    if array.codec == "none":
+        scanned = _scan(rows, array.dtype)
+        laps.lap("checksum")
+        return rows, *scanned
+    n_nan, n_inf = count_nonfinite(pieces, array.dtype)
+    laps.lap("checksum")
+    whole = rows[0] if len(rows) == 1 else b"".join(rows)
+    data: list[Bytes] = [array.encoding.encode(whole)]
+    laps.lap("encode")
+    crc, _, _ = _scan(data, None)
+    laps.lap("checksum")
+    return data, crc, n_nan, n_inf
 
-    def __init__(self) -> None:
-        self._buffers: list[Bytes] = []
-        self._direct = False
-        self._n_bytes = 0
 
-    def add(self, file: NewFile, buffers: list[Bytes], *, direct: bool, flush: bool = False) -> None:
-        if direct != self._direct:
-            self.write(file)
-            self._direct = direct
-        self._buffers += buffers
-        self._n_bytes += sum(memoryview(buffer).nbytes for buffer in buffers)
-        if (flush and self._n_bytes >= FLUSH_BYTES) or len(self._buffers) >= MAX_BUFFERS:
-            self.write(file)
+def _scan(buffers: Sequence[Bytes], dtype: DType | None) -> tuple[int, int, int]:
+    """Return the CRC-32C of `buffers`, and how many of their values of `dtype` are NaN and infinite.
 
-    def write(self, file: NewFile) -> None:
-        file.write(self._buffers, direct=self._direct)
-        self._buffers, self._n_bytes = [], 0
+    A little at a time: what was counted is in the processor's cache when it is summed. The sum keeps the
+    interpreter's lock, 30 us for half a MiB, and counting gives it up in between.
+    """
+    crc = n_nan = n_inf = 0
+    for buffer in buffers:
+        whole = memoryview(buffer)
+        for start in range(0, whole.nbytes, CHUNK_BYTES):
+            some = whole[start : start + CHUNK_BYTES]
+            if dtype is not None:
+                nan, inf = count_nonfinite([some], dtype)
+                n_nan, n_inf = n_nan + nan, n_inf + inf
+            crc = crc32c(some, crc)
+    return crc, n_nan, n_inf
 
 
 def _pieces(
@@ -147,23 +176,6 @@ def _pieces(
         start = offset + row * array.row_bytes
         yield slabs[slab][start : start + n_rows * array.row_bytes]
         first += n_rows
-
-
-def _encoded(array: ArraySpec, pieces: list[memoryview], n_bytes: int) -> list[Bytes]:
-    """Return the buffers of one inner chunk of `n_bytes` rows' bytes, without its checksum."""
-    missing = n_bytes - sum(piece.nbytes for piece in pieces)
-    buffers: list[Bytes] = [*pieces, bytes(missing)] if missing else list(pieces)
-    if array.codec == "none":
-        return buffers
-    whole = buffers[0] if len(buffers) == 1 else b"".join(buffers)
-    return [array.encoding.encode(whole)]
-
-
-def _crc_of(buffers: Sequence[Bytes]) -> int:
-    crc = 0
-    for buffer in buffers:
-        crc = crc32c(buffer, crc)
-    return crc
 
 
 def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, int]:

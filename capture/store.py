@@ -161,6 +161,10 @@ class StoreWriter:
         """Begin the shard that holds `block` of `array`."""
         return self.place.new_file(shard_path(array, block))
 
+    def abandon(self, block: int, arrays: Sequence[ArraySpec]) -> None:
+        """Remove shards of a block that will not be committed."""
+        self.place.abandon([shard_path(array, block) for array in arrays])
+
     def commit(self, block: int, n_rows: int, records: Sequence[ShardRecord]) -> None:
         """Give the durable shards of `block` their names, then record it, all or nothing."""
         self.place.publish([shard_path(array, block) for array in self.manifest.layout.arrays])

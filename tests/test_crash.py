@@ -40,7 +40,7 @@ print("done", flush=True)
 
 
 def start(path: Path, codec: str = "none") -> subprocess.Popen[str]:
-    memory = "1800KiB" if codec == "none" else "11MiB"  # encoders have buffers of their own
+    memory = "1800KiB" if codec == "none" else "4MiB"  # encoders have buffers of their own
     arguments = [sys.executable, "-c", CAPTURE, str(path), codec, memory]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -148,7 +148,7 @@ def test_zarr_python_tensorstore_xarray_and_dask_read_equal_values(tmp_path, cod
     xarray = pytest.importorskip("xarray")
     tensorstore = pytest.importorskip("tensorstore")
     dask = pytest.importorskip("dask.array")
-    memory = "850KiB" if codec == "none" else "5500KiB"  # encoders have buffers of their own
+    memory = "850KiB" if codec == "none" else "1916KiB"  # encoders have buffers of their own
     run = capture(tmp_path / "run.zarr", codec=codec, dtype=dtype, memory=memory)
     assert run.manifest.n_blocks > 1
     group = run.zarr()

@@ -68,3 +68,12 @@ def test_a_capture_that_the_container_cannot_hold_is_refused(tmp_path, monkeypat
     with pytest.raises(lt.PlanError, match=r"97\.7KiB of memory are left here"):
         lt.record_dataset(lambda b: {"a": b}, np.ones((64, 4096), np.float32), tmp_path / "s", "a")
     assert not (tmp_path / "s").exists()
+
+
+def test_the_processors_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {1, 3, 5}, raising=False)
+    assert machine.n_cores() == 3
+    monkeypatch.delattr(machine.os, "sched_getaffinity")
+    for known, cores in ((7, 7), (None, 1)):
+        monkeypatch.setattr(machine.os, "cpu_count", lambda known=known: known)
+        assert machine.n_cores() == cores

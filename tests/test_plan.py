@@ -171,7 +171,7 @@ def needed_memory(
 ) -> int:
     """What is not blocks, of `n` steps: the first step's copies, and the writers' largest buffers."""
     buffers = [buffer_bytes(array, step_rows, n) for array in (*taps, *columns)]
-    return slab_bytes(taps, step_rows) + settings.n_writers * max(buffers)
+    return slab_bytes(taps, step_rows) + settings.n_writers * (settings.staging_bytes + max(buffers))
 
 
 def test_blocks_are_whole_steps_and_two_or_three_of_them_fit_the_memory() -> None:
@@ -254,11 +254,39 @@ def test_advice_is_followed_by_hand(tmp_path: Path) -> None:
     assert capture(re.search(r"memory=(\S+)", str(caught.value))[1]).complete  # type: ignore[index]
 
 
-def test_the_writers_default_to_the_cores_and_at_most_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, writers in ((1, 1), (2, 2), (64, 2), (None, 1)):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+def test_the_writers_default_to_two_and_to_half_of_the_cores_where_they_encode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, writers, encoders in ((1, 1, 1), (2, 2, 2), (5, 2, 2), (8, 2, 4), (64, 2, 8)):
+        monkeypatch.setattr("layertap.capture.plan.n_cores", lambda cores=cores: cores)
         assert Settings().n_writers == writers
-    assert Settings(writers=5).n_writers == 5
+        assert Settings(codec="zstd").n_writers == encoders
+    # Each has buffers of its own, which little memory does not hold.
+    assert Settings(codec="lz4", memory="256MiB").n_writers == 4
+    assert Settings(codec="lz4", memory="4MiB").n_writers == 2
+    assert Settings(writers=5).n_writers == Settings(codec="zstd", writers=5).n_writers == 5
+
+
+def test_a_staging_buffer_is_a_small_share_of_the_memory_in_whole_pages() -> None:
+    for memory, n_bytes in (("1MiB", MIB // 2), ("256MiB", MIB // 2), ("1GiB", 2 * MIB), ("64GiB", 4 * MIB)):
+        assert Settings(memory=memory).staging_bytes == n_bytes
+    assert Settings(memory="1001MB").staging_bytes == 1_001_000_000 // 512 // 4096 * 4096
+
+
+def test_memory_that_is_advised_holds_the_writers_that_it_has_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("layertap.capture.plan.n_cores", lambda: 64)
+    taps = (
+        spec("a", 5 * MIB, codec="zstd"),
+    )  # rows of 20 MiB: what a writer needs more than it has a share of
+    with pytest.raises(PlanError) as caught:
+        plan_layout(taps, (), 2, None, Settings(codec="zstd", memory="190MiB"))
+    advised = re.search(r"memory=(\S+)", str(caught.value))
+    assert advised
+    more = Settings(codec="zstd", memory=advised[1])
+    assert more.n_writers > 2
+    assert slots_of(plan_layout(taps, (), 2, None, more), more) >= 2
 
 
 # Disk

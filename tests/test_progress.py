@@ -38,7 +38,9 @@ def test_a_commit_is_shown_with_rows_rate_bytes_slowest_stage_and_time_left(monk
     [
         (Stages(forward_s=2, data_s=1), "forward"),
         (Stages(forward_s=1, data_s=2), "data"),
-        (Stages(forward_s=2, data_s=1, wait_s=1), "write"),
+        (Stages(forward_s=2, data_s=1, writing_s=4), "write"),
+        (Stages(forward_s=2, data_s=1, writing_s=2.5), "forward"),
+        (Stages(forward_s=2, data_s=1, writing_s=4, transfer_s=12, n_writers=2), "transfer"),
     ],
 )
 def test_the_slowest_stage_is_the_one_that_the_others_wait_for(stages, slowest):

@@ -62,7 +62,7 @@ def capture(path: Path, codec: str = "none", n_rows: int = N_ROWS) -> lt.Run:
         path,
         ["a", "flat", "scalar", "half"],
         batch_size=5,
-        memory="800KiB" if codec == "none" else "5500KiB",
+        memory="800KiB" if codec == "none" else "1916KiB",
         codec=codec,
         writers=1,
     )

@@ -16,7 +16,7 @@ from layertap.capture import files
 from layertap.capture.codecs import CODECS, Codec, check_codec
 from layertap.capture.dtypes import DTYPES, EXPONENT_BITS, dtype_name, named_dtype
 from layertap.capture.errors import ChecksumError, FormatError, PlanError, StoreError
-from layertap.capture.files import PAGE, PART, DurableFile, part, publish, write_file
+from layertap.capture.files import PAGE, PART, STAGING_BYTES, DurableFile, part, publish, write_file
 from layertap.capture.layout import CHUNK_BYTES, ArraySpec, Layout, aligned, array_view
 from layertap.capture.local import LocalPlace
 from layertap.capture.shard import Shard, ShardRecord, buffer_bytes, count_nonfinite, write_shard
@@ -273,26 +273,112 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
 
 
 @needs_direct
-def test_whole_pages_go_past_the_cache_and_the_rest_through_it(
+def test_whole_pages_go_past_the_cache_and_what_is_left_of_a_page_through_it(
     direct_folder: Path, writes: list[tuple[bool, int]]
 ) -> None:
     array = spec((64 * 1024,))
     layout = layout_of(array, 32, 2)  # chunks of 8 rows
     record = write(direct_folder / "c", array, layout, random_bits(array, 60))
-    direct = sum(n for flag, n in writes if flag)
-    assert direct == 7 * (CHUNK_BYTES + PAGE)
+    index_bytes = 8 * 16 + 4
+    # Seven whole chunks as they lie, the short one staged, the page of its checksum and the index.
+    assert writes == [
+        (True, 7 * (CHUNK_BYTES + PAGE)),
+        (True, CHUNK_BYTES),
+        (False, PAGE + index_bytes),
+    ]
     assert sum(n for _, n in writes) == record.n_bytes
 
 
 @needs_direct
-def test_odd_rows_and_encoded_ones_go_through_the_cache(
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_odd_rows_and_encoded_ones_are_staged_past_the_cache(
+    direct_folder: Path, writes: list[tuple[bool, int]], codec: str
+) -> None:
+    array = spec((100_001,), codec=codec)
+    layout = layout_of(array, 10, 3)
+    record = write(direct_folder / "c", array, layout, random_bits(array, 30))
+    *full, last, rest = writes
+    assert full
+    assert all(call == (True, STAGING_BYTES) for call in full)
+    assert last == (True, record.n_bytes % STAGING_BYTES // PAGE * PAGE)
+    assert rest == (False, record.n_bytes % PAGE)
+
+
+@needs_direct
+def test_what_is_small_goes_through_the_cache_in_one_call(
     tmp_path: Path, writes: list[tuple[bool, int]]
 ) -> None:
+    sizes = []
     for array in (spec((1000,)), spec((4096,), codec="zstd")):
         layout = layout_of(array, 8, 2)
-        write(tmp_path / array.codec, array, layout, random_bits(array, 16))
-    assert writes
-    assert not any(direct for direct, _ in writes)
+        sizes.append(write(tmp_path / array.codec, array, layout, random_bits(array, 8)).n_bytes)
+    assert writes == [(False, n) for n in sizes]
+
+
+@needs_direct
+def test_a_thread_stages_all_its_files_in_one_buffer_and_two_open_files_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    real = files.mmap.mmap
+
+    def counted(fd: int, n_bytes: int) -> Any:
+        made.append(n_bytes)
+        return real(fd, n_bytes)
+
+    monkeypatch.setattr(files, "_staging", files._Staging())
+    monkeypatch.setattr(files.mmap, "mmap", counted)
+    data = np.random.default_rng(0).integers(0, 256, 3 * STAGING_BYTES + 5, np.uint8).data
+    for i in range(4):
+        with DurableFile(tmp_path / f"{i}") as file:
+            file.write([data])
+    assert made == [STAGING_BYTES]
+    with DurableFile(tmp_path / "a") as a, DurableFile(tmp_path / "b") as b:
+        for start in range(0, len(data), 1000):
+            a.write([data[start : start + 1000]])
+            b.write([data[start : start + 1000]])
+    assert made == [STAGING_BYTES] * 2
+    for name in "3ab":
+        assert part(tmp_path / name).read_bytes() == bytes(data)
+
+
+@needs_direct
+@pytest.mark.parametrize("n_bytes", [1, PAGE, 65535, 65536, STAGING_BYTES, STAGING_BYTES + 1, 3_000_001])
+@pytest.mark.parametrize("step", [7001, 4096, 300_000, 600_000])
+def test_whatever_is_appended_is_what_the_file_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int, step: int
+) -> None:
+    data = np.random.default_rng(n_bytes).integers(0, 256, n_bytes, np.uint8).data
+    buffers = [data[start : start + step] for start in range(0, n_bytes, step)]
+    real = os.writev
+
+    def writev_of(limit: int, refused: bool) -> Any:
+        def writev(fd: int, some: list[Any]) -> int:
+            if is_direct(fd) and refused:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            first = memoryview(some[0])
+            return real(fd, [first[:limit]] if first.nbytes > limit else some)
+
+        return writev
+
+    for limit, refused in ((n_bytes, False), (8192, False), (n_bytes, True), (1 << 15, True)):
+        monkeypatch.setattr(os, "writev", writev_of(limit, refused))
+        with DurableFile(tmp_path / "c") as file:
+            for buffer in buffers:
+                file.write([buffer])
+            assert file.n_bytes == n_bytes
+        assert part(tmp_path / "c").read_bytes() == bytes(data)
+
+
+@needs_direct
+def test_a_full_disk_under_the_staging_buffer_is_raised_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "writev", fail_with(OSError(errno.ENOSPC, "No space left on device")))
+    for n_bytes in (100, STAGING_BYTES + 1):  # at the end, and in between
+        with pytest.raises(OSError, match="No space left"), DurableFile(tmp_path / "c") as file:
+            file.write([bytes(n_bytes)])
+        assert not list(tmp_path.iterdir())
 
 
 @needs_direct
@@ -315,6 +401,7 @@ def test_a_file_system_that_refuses_direct_writes_gets_the_same_bytes(
 
     monkeypatch.setattr(os, "writev", writev)
     assert write(tmp_path / "refusing", array, layout, values) == record
+    assert refused == 1, "a file that was refused once is not tried again"
     assert (tmp_path / "refusing").read_bytes() == (tmp_path / "willing").read_bytes()
     import fcntl
 
@@ -643,7 +730,8 @@ def step_bytes(dtype: np.dtype) -> int:
 def capture(path: Path, dtype: np.dtype, codec: str) -> tuple[lt.Run, np.ndarray]:
     values = random_bits(spec((3, 5), dtype), 37)
     # What the first step and the writer keep, and two steps in each of three blocks.
-    memory = 3 * 2 * (step := step_bytes(dtype)) + step + buffer_bytes(spec((1500,), dtype, codec), 4, 2)
+    memory = 3 * 2 * (step := step_bytes(dtype)) + step + STAGING_BYTES
+    memory += buffer_bytes(spec((1500,), dtype, codec), 4, 2)
     run = lt.record_dataset(
         lambda batch: {"a": batch, "wide": np.repeat(batch, 500, axis=1)},
         lt.ArraySource(values),

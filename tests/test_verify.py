@@ -35,7 +35,7 @@ def capture(path: Path, codec: str = "none") -> lt.Run:
         ["whole", "odd"],
         batch_size=4,
         codec=codec,
-        memory="700KiB" if codec == "none" else "5350KiB",
+        memory="700KiB" if codec == "none" else "1766KiB",
         writers=1,
     )
 

@@ -1,0 +1,278 @@
+"""The wall of a capture over the slowest of its parts alone: forward, transfer, write.
+
+    python -m pytest benchmarks/bench_pipeline.py --benchmark-only
+    python -m pytest benchmarks/bench_pipeline.py --benchmark-only -k disk -s
+
+One arm is the capture; one is the model alone over the same batches; one is the engine's own writers with the
+same bytes and no model, the slots filled beforehand; on a GPU, one is the copies to the host alone. Arms are
+interleaved in random order and compared round by round. The control is the forward alone, twice. Runs are a
+few seconds long, so planning and making the store weigh more than they will; the ratio without them stands
+beside the whole one.
+
+`shared` gives the model all processors, so the writers take theirs from it; `spare` keeps it to one thread.
+`cpu_floor` is the processor time of forward and writers, alone and added up, over the processors, over the
+slowest part: no schedule is faster than that, so where it is above 1 it is the ratio to hold the measured one
+against.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import layertap as lt
+import numpy as np
+import pytest
+from layertap.capture.layout import array_view
+from layertap.capture.pipeline import Pipeline
+from layertap.capture.plan import Settings, slots_of
+from layertap.capture.store import StoreWriter
+
+torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
+
+sys.path.insert(0, str(Path(__file__).parent))
+from paired import interleaved, ratios, summary  # noqa: E402
+
+ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A capture whose pace is set by one of its parts."""
+
+    name: str
+    """What sets the pace, or what is special."""
+    model: Callable[[], Any]
+    """Makes the model."""
+    side: int
+    """Height and width of an input of three channels."""
+    batch: int
+    """Rows of a forward."""
+    n_rows: int
+    """Rows in all."""
+    layers: tuple[Any, ...]
+    """What is captured."""
+    dtype: str | None = None
+    """Cast."""
+    codec: str = "none"
+    """Codec."""
+    memory: str = "1GiB"
+    """Host memory of the engine."""
+
+
+class Held(torch.nn.Module):
+    """A model that computes nothing and gives maps of 1 MiB a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = torch.nn.Parameter(torch.randn(16, 64, 64, 64).clamp(min=0))
+
+    def forward(self, inputs: Any) -> Any:
+        return self.maps[: len(inputs)]
+
+
+def resnet18() -> Any:
+    return torchvision.models.resnet18()
+
+
+def is_leaf(name: str, module: Any) -> bool:
+    return not list(module.children())
+
+
+CASES = (
+    Case("compute", resnet18, 112, 16, 192, ("layer4",)),
+    Case("disk", Held, 8, 16, 2048, (".",)),
+    Case("many-small-taps", resnet18, 112, 8, 192, (is_leaf,), memory="512MiB"),
+    Case("few-large-taps", resnet18, 160, 16, 160, ("conv1", "layer1.0")),
+    Case("zstd-float16", resnet18, 112, 16, 192, ("conv1", "layer*.1"), "float16", "zstd"),
+)
+
+
+class Inputs(lt.Source):
+    """Noise in memory."""
+
+    name = "noise in memory"
+
+    def __init__(self, case: Case) -> None:
+        self.n_rows = case.n_rows
+        shape = (case.n_rows, 3, case.side, case.side)
+        self.values = np.random.default_rng(0).standard_normal(shape, np.float32)
+
+    def batch(self, rows: range) -> lt.Batch:
+        return lt.Batch(rows, (self.values[rows.start : rows.stop],), columns={})
+
+
+class Arms:
+    """What is timed for one case."""
+
+    def __init__(self, case: Case, folder: Path, device: str) -> None:
+        self.case, self.folder, self.device = case, folder, device
+        torch.manual_seed(0)
+        self.model = case.model().eval().to(device)
+        self.source = Inputs(case)
+        self.inputs = torch.from_numpy(self.source.values)
+        self.settings = Settings(case.dtype, case.codec, case.memory)
+        self.overlaps: list[float] = []
+        self.starts: list[float] = []
+        self.capture()  # warm, and what the writers alone will write
+        self.manifest = (run := lt.open(folder / "run.zarr")).manifest
+        self.n_bytes = run.n_bytes
+        layout = self.manifest.layout
+        self.values = [run[tap.name][: layout.step_rows] for tap in layout.taps]
+        self.forward()
+        self.pipeline: Pipeline | None = None
+
+    def all(self) -> dict[str, Callable[[], None]]:
+        """Return the arms by their names."""
+        arms = {"forward": self.forward, "again": self.forward, "write": self.write, "capture": self.capture}
+        return arms | ({"transfer": self.transfer} if self.device == "cuda" else {})
+
+    def before(self, arm: str) -> None:
+        """Take away what the last arm made, and make what `arm` is not timed for."""
+        self.close()
+        for made in self.folder.iterdir():
+            shutil.rmtree(made)
+        os.sync()
+        if arm not in ("write", "transfer"):
+            return
+        store = StoreWriter.create(self.folder / "alone.zarr", self.manifest)
+        layout = self.manifest.layout
+        self.pipeline = Pipeline(
+            store,
+            (),
+            n_slots=slots_of(layout, self.settings),
+            n_writers=self.settings.n_writers,
+            staging_bytes=self.settings.staging_bytes,
+        )
+        for slab in self.pipeline.slabs:
+            slab.memory[:] = 0
+            for i, values in enumerate(self.values):
+                array_view(layout, i, slab.memory)[: len(values)] = values
+
+    def close(self) -> None:
+        """End the writers of the last arm."""
+        if self.pipeline is not None:
+            self.pipeline.close(failed=True)
+            self.pipeline = None
+
+    def steps(self) -> list[tuple[int, int]]:
+        """Return first row and rows of every step."""
+        n, size = self.case.n_rows, self.case.batch
+        return [(row, min(size, n - row)) for row in range(0, n, size)]
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            for row, n_rows in self.steps():
+                self.model(self.inputs[row : row + n_rows].to(self.device))
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def write(self) -> None:
+        assert self.pipeline is not None
+        for row, n_rows in self.steps():
+            self.pipeline.begin(row, n_rows)
+            self.pipeline.end(row, n_rows)
+        self.pipeline.close()
+
+    def transfer(self) -> None:
+        assert self.pipeline is not None
+        layout, slabs = self.manifest.layout, self.pipeline.slabs
+        device = torch.empty(layout.device_bytes, dtype=torch.uint8, device=self.device)
+        host = [torch.from_numpy(slab.memory[: layout.device_bytes]) for slab in slabs]
+        memory = self.pipeline.memory
+        assert int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0
+        started = torch.cuda.Event(enable_timing=True)
+        ended = torch.cuda.Event(enable_timing=True)
+        started.record()
+        for i in range(len(self.steps())):
+            host[i % len(host)].copy_(device, non_blocking=True)
+        ended.record()
+        torch.cuda.synchronize()
+        torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)
+
+    def capture(self) -> None:
+        case = self.case
+        with (
+            lt.record(
+                self.model,
+                self.folder / "run.zarr",
+                list(case.layers),
+                dtype=case.dtype,
+                codec=case.codec,
+                memory=case.memory,
+            ) as rec,
+            torch.no_grad(),
+        ):
+            for row, n_rows in self.steps():
+                self.model(self.inputs[row : row + n_rows].to(self.device))
+        self.overlaps.append(rec.report.overlap)
+        self.starts.append(rec.stages.start_s)
+
+
+def measure(benchmark: Any, case: Case, folder: Path, device: str) -> None:
+    arms = Arms(case, folder, device)
+    arms.overlaps.clear()
+    arms.starts.clear()
+    measured: list[Any] = []
+    benchmark.pedantic(lambda: measured.append(interleaved(arms.all(), ROUNDS, before=arms.before)), rounds=1)
+    arms.close()
+    rounds = measured[0]
+    alone = [name for name in ("forward", "transfer", "write") if name in rounds.arms]
+    # Of two forwards a round, the mean.
+    walls = {name: rounds.wall(name) for name in alone}
+    both = zip(rounds.wall("forward"), rounds.wall("again"), strict=True)
+    walls["forward"] = [(a + b) / 2 for a, b in both]
+    slowest = max(alone, key=lambda name: statistics.median(walls[name]))
+    cpu = [a + b for a, b in zip(rounds.cpu("forward"), rounds.cpu("write"), strict=True)]
+    running = [wall - start for wall, start in zip(rounds.wall("capture"), arms.starts, strict=True)]
+    gigabytes = arms.n_bytes / 1e9
+    benchmark.extra_info |= {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "processor",
+        "rows": case.n_rows,
+        "taps": len(arms.manifest.layout.taps),
+        "store_MB": round(arms.n_bytes / 1e6),
+        **{f"{name}_s": round(statistics.median(walls[name]), 3) for name in alone},
+        "capture_s": round(statistics.median(rounds.wall("capture")), 3),
+        "slowest": slowest,
+        "wall_over_slowest": summary(ratios(rounds.wall("capture"), walls[slowest])),
+        "wall_without_start_over_slowest": summary(ratios(running, walls[slowest])),
+        "wall_over_forward": summary(ratios(rounds.wall("capture"), walls["forward"])),
+        "control": summary(ratios(rounds.wall("again"), rounds.wall("forward"))),
+        "cpu_floor": summary(ratios([seconds / CORES for seconds in cpu], walls[slowest])),
+        "write_cpu_s_per_GB": summary([seconds / gigabytes for seconds in rounds.cpu("write")]),
+        "reported_overlap": summary(arms.overlaps),
+    }
+    print(f"\n{json.dumps(benchmark.extra_info, indent=1)}")
+
+
+@pytest.fixture
+def threads() -> Any:
+    """Return what sets torch's threads, and set them back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("share", ["shared", "spare"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_wall_over_the_slowest_part(
+    benchmark: Any, tmp_path: Path, threads: Callable[[int], None], case: Case, share: str
+) -> None:
+    threads(CORES if share == "shared" else max(1, CORES - 1))
+    measure(benchmark, case, tmp_path, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: there is nothing to transfer")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_wall_over_the_slowest_part_on_a_gpu(benchmark: Any, tmp_path: Path, case: Case) -> None:
+    measure(benchmark, replace(case, n_rows=16 * case.n_rows), tmp_path, "cuda")
