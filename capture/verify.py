@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import FormatError, LayertapError, StoreError
@@ -86,6 +86,7 @@ def repair(path: str | os.PathLike[str], damages: list[Damage]) -> list[int]:
 
 
 def _metadata(store: Path, manifest: Manifest) -> Iterator[Damage]:
+    closing = metadata_files(_closed(store, manifest))
     for name, expected in metadata_files(manifest).items():
         file = store / name
         try:
@@ -93,8 +94,20 @@ def _metadata(store: Path, manifest: Manifest) -> Iterator[Damage]:
         except OSError as error:
             yield Damage(file, f"cannot be read: {error.strerror}")
             continue
-        if found != expected:
+        if found not in (expected, closing[name]):
             yield Damage(file, "is not the metadata that belongs to this store")
+
+
+def _closed(store: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest that a loop's end was about to write, where it had not come to the root yet."""
+    blocks = committed_blocks(store)
+    if manifest.n_rows is not None or not blocks:
+        return manifest
+    try:
+        n_last, _ = read_record(store, max(blocks), len(manifest.layout.arrays))
+    except (LayertapError, OSError):
+        return manifest
+    return replace(manifest, n_rows=max(blocks) * manifest.layout.block_rows + n_last)
 
 
 def _block(store: Path, manifest: Manifest, block: int) -> Iterator[Damage]:
