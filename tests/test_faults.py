@@ -568,6 +568,9 @@ def test_a_scheduler_that_ends_the_command_loses_nothing(whole, tmp_path, number
 
 def test_nobody_who_reads_the_progress_is_no_error(tmp_path, monkeypatch):
     class Gone(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
         def write(self, text: str) -> int:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
