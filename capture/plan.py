@@ -152,6 +152,7 @@ def plan_layout(
         if steps:
             return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
     needed = needed_for(2, step_rows, 1)
+    lacking = show_bytes(needed - settings.memory_bytes)
     fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=lambda n: needed_for(2, n, 1))
     ways = [
         f"memory={_enough(needed)} or more",
@@ -161,8 +162,8 @@ def plan_layout(
     raise PlanError(
         f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "
         f"{settings.memory}: two batches, the copies of the first and "
-        f"{settings.n_writers} writers need {show_bytes(needed)}, {show_bytes(needed - settings.memory_bytes)} "
-        f"more. Give {', or '.join(ways)}"
+        f"{settings.n_writers} writers need {show_bytes(needed)}, {lacking} more. "
+        f"Give {', or '.join(ways)}"
     )
 
 
