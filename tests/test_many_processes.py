@@ -327,9 +327,19 @@ WRITER = """
 import sys, time
 import numpy as np
 import layertap as lt
+from layertap.capture import store
+
+publish = store.publish
+
+def slowly(path):
+    time.sleep(0.01)  # a block that has half of its names
+    publish(path)
+    time.sleep(0.01)
+
+store.publish = slowly
 
 def model(batch):
-    time.sleep(0.02)
+    time.sleep(0.01)
     return {"maps": np.maximum(batch, 0)}
 
 values = np.random.default_rng(0).standard_normal((400, 4, 16, 16), np.float32)
