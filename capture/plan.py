@@ -179,14 +179,54 @@ def plan_layout(
     needs = needed(step_rows, settings.memory_bytes)
     while (more := needed(step_rows, needs)) > needs:
         needs = more  # more memory has larger buffers, and by default more writers
+    lacking = show_bytes(needs - settings.memory_bytes)
     fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=lambda n: needed_for(2, n, 1))
+    ways = [
+        f"memory={_enough(needs)} or more",
+        *([f"a batch size of at most {fits}"] if fits else []),
+        *_smaller(taps, columns, step_rows, settings, kept_row_bytes),
+    ]
     raise PlanError(
         f"a batch of {step_rows} rows takes {show_bytes(step_bytes)} and does not fit the memory of "
         f"{settings.memory}: two batches, the copies of the first and "
-        f"{settings.n_writers} writers need {show_bytes(needs)}. Give memory={_enough(needs)} or more, "
-        + (f"a batch size of at most {fits}, " if fits else "")
-        + ("fewer layers, or a cast to float16" if settings.dtype is None else "or fewer layers")
+        f"{settings.n_writers} writers need {show_bytes(needs)}, {lacking} more. "
+        f"Give {', or '.join(ways)}"
     )
+
+
+def _smaller(
+    taps: Sequence[ArraySpec],
+    columns: Sequence[ArraySpec],
+    step_rows: int,
+    settings: Settings,
+    kept_row_bytes: int | None,
+) -> list[str]:
+    """Return which of fewer layers and a cast would make two steps fit."""
+    kept = kept_row_bytes or sum(tap.row_bytes for tap in taps)
+    ways = []
+    if len(taps) > 1:
+        least = min(taps, key=lambda tap: tap.row_bytes)
+        share = kept * least.row_bytes // sum(tap.row_bytes for tap in taps)
+        if _two_steps([least], columns, step_rows, settings, share) <= settings.memory_bytes:
+            ways.append(f"fewer layers ({least.name} alone fits)")
+    half = [replace(tap, dtype=named_dtype("float16")) if is_float(tap.dtype) else tap for tap in taps]
+    if (
+        settings.dtype is None
+        and _two_steps(half, columns, step_rows, settings, kept) <= settings.memory_bytes
+    ):
+        ways.append("a cast to float16")
+    return ways
+
+
+def _two_steps(
+    taps: Sequence[ArraySpec],
+    columns: Sequence[ArraySpec],
+    step_rows: int,
+    settings: Settings,
+    kept_row_bytes: int | None,
+) -> int:
+    reserve = _reserve(taps, columns, step_rows, 1, settings, kept_row_bytes)
+    return 2 * slab_bytes((*taps, *columns), step_rows) + reserve
 
 
 def slots_of(layout: Layout, settings: Settings, kept_row_bytes: int | None = None) -> int:

@@ -371,9 +371,9 @@ class Recorder:
             try:
                 return self._create_store(planned)
             except StoreExistsError:
-                if self._part.n == 1:
+                if self._overwrite:
                     raise
-                self._look_at_existing()  # another part was quicker
+                self._look_at_existing()  # another process was quicker
             except OSError as error:
                 if isinstance(error, StoreError):
                     raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import FormatError, LayertapError, StoreError, why
@@ -84,16 +84,28 @@ def repair(
 
 
 def _metadata(store: Place, manifest: Manifest) -> Iterator[Damage]:
+    closing = metadata_files(_closed(store, manifest))
     for name, expected in metadata_files(manifest).items():
         try:
-            found = store.read(name, len(expected))
+            found = store.read(name, max(len(expected), len(closing[name])))
         except OSError as error:
             yield Damage(name, f"cannot be read: {why(error)}")
             continue
         except FormatError:
             found = b""
-        if found != expected:
+        if found not in (expected, closing[name]):
             yield Damage(name, "is not the metadata that belongs to this store")
+
+
+def _closed(store: Place, manifest: Manifest) -> Manifest:
+    """Return the manifest that a loop's end was about to write, where it had not come to the root yet."""
+    if manifest.n_rows is not None or not (blocks := committed_blocks(store)):
+        return manifest
+    try:
+        n_last, _ = read_record(store, max(blocks), len(manifest.layout.arrays))
+    except (LayertapError, OSError):
+        return manifest
+    return replace(manifest, n_rows=max(blocks) * manifest.layout.block_rows + n_last)
 
 
 def _block(store: Place, manifest: Manifest, block: int) -> Iterator[Damage]:
