@@ -20,7 +20,7 @@ from .codecs import check_codec
 from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
 from .files import MOST_STAGING_BYTES, PAGE, STAGING_BYTES
-from .layout import ArraySpec, Layout, slab_bytes
+from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes, n_cores
 from .place import Place
 from .shard import buffer_bytes
@@ -172,12 +172,11 @@ def plan_layout(
         if steps:
             return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
 
-    def needed(n_rows: int, n_bytes: int) -> int:
-        reserve = _reserve(taps, columns, n_rows, 1, replace(settings, memory=n_bytes), kept_row_bytes)
-        return 2 * slab_bytes(arrays, n_rows) + reserve
+    def needed(n_bytes: int) -> int:
+        return _two_steps(taps, columns, step_rows, replace(settings, memory=n_bytes), kept_row_bytes)
 
-    needs = needed(step_rows, settings.memory_bytes)
-    while (more := needed(step_rows, needs)) > needs:
+    needs = needed(settings.memory_bytes)
+    while (more := needed(needs)) > needs:
         needs = more  # more memory has larger buffers, and by default more writers
     lacking = show_bytes(needs - settings.memory_bytes)
     fits = bisect_right(range(1, step_rows), settings.memory_bytes, key=lambda n: needed_for(2, n, 1))
@@ -328,7 +327,8 @@ def _reserve(
     first_step = slab_bytes(tuple(taps), step_rows) + settings.n_writers * settings.upload_bytes
     if kept_row_bytes is not None:
         first_step += max(0, kept_row_bytes * step_rows - slab_bytes(tuple(taps), step_rows))
-    buffers = max(buffer_bytes(array, step_rows, n_steps) for array in (*taps, *columns))
-    if not settings.upload_bytes:
-        buffers += settings.staging_bytes
-    return first_step + settings.n_writers * buffers
+    staging = 0 if settings.upload_bytes else settings.staging_bytes
+    # What small blocks would not need; the allocator keeps as much for each thread.
+    least = CHUNK_BYTES if settings.codec == "none" else staging + 2 * CHUNK_BYTES
+    buffers = (buffer_bytes(array, step_rows, n_steps, staging) for array in (*taps, *columns))
+    return first_step + settings.n_writers * max(least, *buffers)

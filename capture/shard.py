@@ -116,17 +116,23 @@ def write_shard(
     return ShardRecord(file.n_bytes, index_crc, chunks_crc, n_nan, n_inf)
 
 
-def buffer_bytes(array: ArraySpec, step_rows: int, n_steps: int) -> int:
-    """Return the most that `write_shard` holds beside the slabs, for a block of `n_steps` steps."""
+def buffer_bytes(array: ArraySpec, step_rows: int, n_steps: int, staging_bytes: int) -> int:
+    """Return the most that a writer holds beside the slabs, for a block of `n_steps` steps of `array`."""
     shard_bytes = array.row_bytes * step_rows * n_steps
-    chunk_bytes = min(shard_bytes, max(array.row_bytes, CHUNK_BYTES))
-    n_chunks = n_steps * (step_rows // chunk_rows(array.row_bytes, step_rows, 1))  # or fewer
-    # What waits is written once its tails are used up; one chunk may be made of the pieces of many slabs.
-    waiting = _BUFFER_BYTES * (2 * min(n_chunks, _TAILS) + n_steps) + 32 * n_chunks
+    n_chunk_rows = chunk_rows(array.row_bytes, step_rows, 1)  # or more
+    n_chunks = n_steps * (step_rows // n_chunk_rows)
+    index_bytes = 32 * n_chunks
+    counting = min(shard_bytes, 4 * _COUNTED_BYTES)
     if array.codec == "none":
-        return waiting + min(n_chunks, _TAILS) * PAGE + min(shard_bytes, 4 * _COUNTED_BYTES)
+        if n_chunk_rows * array.row_bytes % PAGE:
+            return index_bytes + counting + min(shard_bytes, staging_bytes)
+        # What waits is written once its tails are used up; one chunk may be the pieces of many slabs.
+        n_tails = min(n_chunks, _TAILS)
+        return index_bytes + counting + n_tails * PAGE + _BUFFER_BYTES * (2 * n_tails + n_steps)
     # The chunk in one piece, what it becomes at worst, and that again cut to its length.
-    return waiting + 3 * chunk_bytes + min(_ENCODER_BYTES, 128 * 1024 + 2 * chunk_bytes)
+    chunk_bytes = min(shard_bytes, max(array.row_bytes, CHUNK_BYTES))
+    encoding = 3 * chunk_bytes + min(_ENCODER_BYTES, 128 * 1024 + 2 * chunk_bytes)
+    return index_bytes + encoding + min(shard_bytes, staging_bytes)
 
 
 def _chunk(

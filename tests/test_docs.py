@@ -32,7 +32,21 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_readme_can_be_followed_from_top_to_bottom(pictures, capsys):
+@pytest.fixture
+def bucket(monkeypatch):
+    """The bucket that the README's reader has."""
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto")
+    from object_server import CREDENTIALS, S3Server
+
+    server = S3Server()
+    for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}"}).items():
+        monkeypatch.setenv(name, value)
+    yield
+    server.stop()
+
+
+def test_the_readme_can_be_followed_from_top_to_bottom(pictures, bucket, capsys):
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
     model = torch.nn.Sequential()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from layertap.capture.backend import Learned
 from layertap.capture.errors import NoSpaceError, PlanError
-from layertap.capture.layout import ArraySpec, slab_bytes
+from layertap.capture.layout import CHUNK_BYTES, ArraySpec, slab_bytes
 from layertap.capture.local import LocalPlace
 from layertap.capture.plan import (
     Settings,
@@ -170,8 +170,10 @@ def needed_memory(
     taps: tuple[ArraySpec, ...], columns: tuple[ArraySpec, ...], step_rows: int, n: int, settings: Settings
 ) -> int:
     """What is not blocks, of `n` steps: the first step's copies, and the writers' largest buffers."""
-    buffers = [buffer_bytes(array, step_rows, n) for array in (*taps, *columns)]
-    return slab_bytes(taps, step_rows) + settings.n_writers * (settings.staging_bytes + max(buffers))
+    staging = settings.staging_bytes
+    buffers = [buffer_bytes(array, step_rows, n, staging) for array in (*taps, *columns)]
+    least = CHUNK_BYTES if settings.codec == "none" else staging + 2 * CHUNK_BYTES
+    return slab_bytes(taps, step_rows) + settings.n_writers * max(least, *buffers)
 
 
 def test_blocks_are_whole_steps_and_two_or_three_of_them_fit_the_memory() -> None:

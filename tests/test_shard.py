@@ -19,7 +19,7 @@ from layertap.capture.errors import ChecksumError, FormatError, PlanError, Store
 from layertap.capture.files import PAGE, PART, STAGING_BYTES, DurableFile, part, publish, write_file
 from layertap.capture.layout import CHUNK_BYTES, ArraySpec, Layout, aligned, array_view
 from layertap.capture.local import LocalPlace
-from layertap.capture.shard import Shard, ShardRecord, buffer_bytes, count_nonfinite, write_shard
+from layertap.capture.shard import Shard, ShardRecord, count_nonfinite, write_shard
 
 FLOATS = tuple(EXPONENT_BITS)
 
@@ -730,8 +730,8 @@ def step_bytes(dtype: np.dtype) -> int:
 def capture(path: Path, dtype: np.dtype, codec: str) -> tuple[lt.Run, np.ndarray]:
     values = random_bits(spec((3, 5), dtype), 37)
     # What the first step and the writer keep, and two steps in each of three blocks.
-    memory = 3 * 2 * (step := step_bytes(dtype)) + step + STAGING_BYTES
-    memory += buffer_bytes(spec((1500,), dtype, codec), 4, 2)
+    memory = 3 * 2 * (step := step_bytes(dtype)) + step
+    memory += CHUNK_BYTES if codec == "none" else STAGING_BYTES + 2 * CHUNK_BYTES
     run = lt.record_dataset(
         lambda batch: {"a": batch, "wide": np.repeat(batch, 500, axis=1)},
         lt.ArraySource(values),
