@@ -22,9 +22,9 @@ from .backend import Learned
 from .codecs import check_codec
 from .dtypes import is_float, named_dtype
 from .errors import NoSpaceError, PlanError
-from .layout import ArraySpec, Layout, slab_bytes
+from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes
-from .shard import buffer_bytes
+from .shard import ENCODER_BYTES, FLUSH_BYTES, buffer_bytes
 from .taps import distinct_folders
 
 #: What `dtype` accepts beside None.
@@ -309,5 +309,7 @@ def _reserve(
     first_step = slab_bytes(tuple(taps), step_rows)
     if kept_row_bytes is not None:
         first_step = max(first_step, kept_row_bytes * step_rows)
-    buffers = max(buffer_bytes(array, step_rows, n_steps) for array in (*taps, *columns))
-    return first_step + settings.n_writers * buffers
+    # What small blocks would not need; the allocator keeps as much for each thread.
+    least = CHUNK_BYTES if settings.codec == "none" else FLUSH_BYTES + ENCODER_BYTES + 3 * CHUNK_BYTES
+    buffers = (buffer_bytes(array, step_rows, n_steps) for array in (*taps, *columns))
+    return first_step + settings.n_writers * max(least, *buffers)

@@ -25,11 +25,11 @@ from .files import PAGE, Bytes, DurableFile
 from .layout import CHUNK_BYTES, ArraySpec, Layout, chunk_rows
 
 _MISSING = 2**64 - 1
-FLUSH_BYTES = 2 * 1024 * 1024
+FLUSH_BYTES = 5 * 512 * 1024
 MAX_BUFFERS = 1024  # that wait, of any size
 _TAILS = 64  # pages for checksums that wait to be written
 _COUNTED_BYTES = 64 * 1024  # values that are not finite are counted in pieces of this
-_ENCODER_BYTES = 1024 * 1024  # what zstd and Blosc allocate beside their output
+ENCODER_BYTES = 1024 * 1024  # what zstd and Blosc allocate beside their output
 _BUFFER_BYTES = 384  # a waiting buffer: the objects that Python and the kernel's list need for it
 
 
@@ -112,7 +112,7 @@ def buffer_bytes(array: ArraySpec, step_rows: int, n_steps: int) -> int:
     if array.codec == "none":
         return waiting + min(n_chunks, _TAILS) * PAGE + min(shard_bytes, 4 * _COUNTED_BYTES)
     # The chunk in one piece, what it becomes at worst, and that again cut to its length.
-    encoding = 3 * chunk_bytes + min(_ENCODER_BYTES, 128 * 1024 + 2 * chunk_bytes)
+    encoding = 3 * chunk_bytes + min(ENCODER_BYTES, 128 * 1024 + 2 * chunk_bytes)
     return waiting + encoding + min(shard_bytes, FLUSH_BYTES)
 
 

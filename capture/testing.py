@@ -25,7 +25,7 @@ from .recorder import Recorder
 Values = NDArray[Any]
 
 #: Too little for more than a step or two in a block, for rows of 16 KiB and batches of 4.
-SMALL_MEMORY = "450KiB"
+SMALL_MEMORY = "800KiB"
 
 
 class ContractError(AssertionError):

@@ -171,7 +171,8 @@ def needed_memory(
 ) -> int:
     """What is not blocks, of `n` steps: the first step's copies, and the writers' largest buffers."""
     buffers = [buffer_bytes(array, step_rows, n) for array in (*taps, *columns)]
-    return slab_bytes(taps, step_rows) + settings.n_writers * max(buffers)
+    least = MIB // 2 if settings.codec == "none" else 5 * MIB
+    return slab_bytes(taps, step_rows) + settings.n_writers * max(least, *buffers)
 
 
 def test_blocks_are_whole_steps_and_two_or_three_of_them_fit_the_memory() -> None:

@@ -18,7 +18,7 @@ from layertap.capture.dtypes import DTYPES, EXPONENT_BITS, dtype_name, named_dty
 from layertap.capture.errors import ChecksumError, FormatError, PlanError, StoreError
 from layertap.capture.files import PAGE, PART, DurableFile, part, publish, write_file
 from layertap.capture.layout import CHUNK_BYTES, ArraySpec, Layout, aligned, array_view
-from layertap.capture.shard import Shard, ShardRecord, buffer_bytes, count_nonfinite, write_shard
+from layertap.capture.shard import Shard, ShardRecord, count_nonfinite, write_shard
 
 FLOATS = tuple(EXPONENT_BITS)
 
@@ -638,7 +638,7 @@ def step_bytes(dtype: np.dtype) -> int:
 def capture(path: Path, dtype: np.dtype, codec: str) -> tuple[lt.Run, np.ndarray]:
     values = random_bits(spec((3, 5), dtype), 37)
     # What the first step and the writer keep, and two steps in each of three blocks.
-    memory = 3 * 2 * (step := step_bytes(dtype)) + step + buffer_bytes(spec((1500,), dtype, codec), 4, 2)
+    memory = 3 * 2 * (step := step_bytes(dtype)) + step + (512 * 1024 if codec == "none" else 5 * 2**20)
     run = lt.record_dataset(
         lambda batch: {"a": batch, "wide": np.repeat(batch, 500, axis=1)},
         lt.ArraySource(values),
