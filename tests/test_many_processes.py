@@ -53,7 +53,7 @@ def data():
     return VALUES, np.arange(122) % 4
 """
 
-OPTIONS = ("--batch-size", "4", "--memory", "200KiB")
+OPTIONS = ("--batch-size", "4", "--memory", "1250KiB")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def values() -> Any:
 
 def capture(path: Path, part: str | None = None, **options: Any) -> lt.Run:
     source = lt.ArraySource(values(), np.arange(122) % 4)
-    options = {"batch_size": 4, "memory": "200KiB", "writers": 1, **options}
+    options = {"batch_size": 4, "memory": "750KiB", "writers": 1, **options}
     return lt.record_dataset(
         lambda batch: {"maps": np.maximum(batch, 0)}, source, path, ["maps"], part=part, **options
     )
@@ -225,7 +225,7 @@ def held(path: Path, part: str | None, other: str | None) -> str:
 
     def first() -> None:
         source = lt.ArraySource(values(), np.arange(122) % 4)
-        lt.record_dataset(waits, source, path, ["maps"], part=part, batch_size=4, memory="200KiB", writers=1)
+        lt.record_dataset(waits, source, path, ["maps"], part=part, batch_size=4, memory="750KiB", writers=1)
 
     thread = threading.Thread(target=first)
     thread.start()
@@ -344,7 +344,7 @@ def model(batch):
 
 values = np.random.default_rng(0).standard_normal((400, 4, 16, 16), np.float32)
 source = lt.ArraySource(values, np.arange(400) % 4)
-lt.record_dataset(model, source, sys.argv[1], ["maps"], batch_size=4, memory="200KiB", codec=sys.argv[2])
+lt.record_dataset(model, source, sys.argv[1], ["maps"], batch_size=4, memory="1200KiB", codec=sys.argv[2])
 """
 
 
@@ -363,7 +363,7 @@ def test_no_reader_ever_sees_a_row_that_is_wrong_torn_or_not_committed(tmp_path,
     for reader in readers:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
-    memory = WRITER if codec == "none" else WRITER.replace("200KiB", "2MiB")
+    memory = WRITER if codec == "none" else WRITER.replace("1200KiB", "11MiB")
     writer = subprocess.run(
         [sys.executable, "-c", memory, str(tmp_path / "s"), codec],
         capture_output=True,

@@ -17,6 +17,7 @@ import pytest
 from layertap.capture import files, pipeline, store
 from layertap.capture.files import PART
 from layertap.capture.layout import ArraySpec, Layout, array_view
+from layertap.capture.local import LocalPlace
 from layertap.capture.pipeline import Pipeline
 from layertap.capture.shard import ShardRecord, write_shard
 from layertap.capture.store import Manifest, StoreWriter, committed_blocks
@@ -34,7 +35,9 @@ def open_pipeline(path: Path, *taps: ArraySpec, n_blocks: int, **options: Any) -
     """Return a pipeline of blocks of two steps of four rows, its slots full of values."""
     layout = Layout(taps, (), 4, 8)
     manifest = Manifest(layout, 8 * n_blocks, {"taps": {tap.name: {} for tap in taps}})
-    opened = Pipeline(StoreWriter.create(path, manifest), (), **{"n_slots": 2, "n_writers": 1, **options})
+    opened = Pipeline(
+        StoreWriter.create(LocalPlace(path), manifest, None), (), **{"n_slots": 2, "n_writers": 1, **options}
+    )
     rng = np.random.default_rng(0)
     for slab in opened.slabs:
         for i in range(len(taps)):
@@ -254,7 +257,7 @@ def test_the_model_waits_while_all_slots_are_full_and_no_longer(
     model.join()
     put(opened, 3)
     opened.close()
-    assert committed_blocks(tmp_path / "s") == {0, 1, 2, 3}
+    assert committed_blocks(LocalPlace(tmp_path / "s")) == {0, 1, 2, 3}
     assert opened.stages.n_rows == 32
 
 
@@ -286,5 +289,5 @@ def test_a_failure_takes_away_the_shards_of_the_block_that_it_ended(
         opened.close()
     opened.close(failed=True)
     assert not list((tmp_path / "s").rglob(f"*{PART}"))
-    assert committed_blocks(tmp_path / "s") == ({0} if n > 3 else set())
+    assert committed_blocks(LocalPlace(tmp_path / "s")) == ({0} if n > 3 else set())
     assert store.read_manifest(tmp_path / "s").n_rows == 24

@@ -44,7 +44,7 @@ def capture(path: Path, **changed: Any) -> lt.Run:
         "data": lt.ArraySource(VALUES, LABELS),
         "layers": ["a", "b"],
         "batch_size": 4,
-        "memory": "200KiB",
+        "memory": "1180KiB",
         "classes": ["x", "y"],
         "mean": [0.5],
     } | changed
@@ -104,7 +104,7 @@ def test_a_data_set_goes_on_with_the_same_alone(tmp_path, difference, finished):
 def loop(path: Path, model: Any = None, layers: Any = ("a", "b"), size: int = 4, **options: Any) -> None:
     values, labels = options.pop("values", VALUES), options.pop("labels", LABELS)
     with lt.record(
-        model or Model(), path, list(layers), memory="2MiB" if size > 4 else "200KiB", **options
+        model or Model(), path, list(layers), memory="2MiB" if size > 4 else "1180KiB", **options
     ) as r:
         for i in range(0, 48, size):
             r(values[i : i + size])
