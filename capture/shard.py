@@ -294,14 +294,18 @@ class Shard:
             FormatError: something is not there.
         """
         extents = [self._extent(i) for i in range(-(-n_rows // self._chunk_rows))]
-        chunks_crc = end = 0
-        for i, stored in enumerate(self._read_many(extents)):
-            offset, n_bytes = extents[i]
-            self._check_padding(end, offset)
-            self._decoded(i, stored)
-            chunks_crc = crc32c(stored[-CRC_BYTES:], chunks_crc)
-            end = offset + n_bytes
-        self._check_padding(end, self._index_start)
+        ends = [0, *(offset + n_bytes for offset, n_bytes in extents)]
+        starts = [*(offset for offset, _ in extents), self._index_start]
+        # Each chunk is read together with the padding before it; the last padding ends at the index.
+        spans = [(end, stop - end) for end, stop in zip(ends, [*ends[1:], self._index_start], strict=True)]
+        chunks_crc = 0
+        for i, stored in enumerate(self._read_many(spans)):
+            n_padding = starts[i] - ends[i]
+            if n_padding >= PAGE or any(stored[:n_padding]):
+                raise ChecksumError(f"{self.name} has something between its chunks, at byte {ends[i]}")
+            if i < len(extents):
+                self._decoded(i, stored[n_padding:])
+                chunks_crc = crc32c(stored[-CRC_BYTES:], chunks_crc)
         if chunks_crc != self._record.chunks_crc:
             raise ChecksumError(f"{self.name} holds other values than those that were committed")
 
@@ -314,10 +318,6 @@ class Shard:
         whole = self._chunk_rows * self._array.row_bytes
         check_room(whole, f"inner chunk {i} of {self.name}")
         return np.frombuffer(self._array.encoding.decode(data, whole), np.uint8)
-
-    def _check_padding(self, start: int, stop: int) -> None:
-        if not start <= stop < start + PAGE or (stop > start and any(self._read(start, stop - start))):
-            raise ChecksumError(f"{self.name} has something between its chunks, at byte {start}")
 
     def _read_index(self, n_chunks: int, record: ShardRecord) -> NDArray[np.uint64]:
         n_bytes = n_chunks * 16 + CRC_BYTES
@@ -344,9 +344,6 @@ class Shard:
         if not encoding.least_bytes(whole) <= n_bytes - CRC_BYTES <= encoding.most_bytes(whole):
             raise FormatError(f"inner chunk {i} of {self.name} has {n_bytes} bytes, which cannot be its rows")
         return offset, n_bytes
-
-    def _read(self, start: int, n_bytes: int) -> bytes:
-        return next(self._read_many([(start, n_bytes)]))
 
     def _read_many(self, extents: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         for start, n_bytes in extents:

@@ -290,4 +290,4 @@ def test_a_failure_takes_away_the_shards_of_the_block_that_it_ended(
     opened.close(failed=True)
     assert not list((tmp_path / "s").rglob(f"*{PART}"))
     assert committed_blocks(LocalPlace(tmp_path / "s")) == ({0} if n > 3 else set())
-    assert store.read_manifest(tmp_path / "s").n_rows == 24
+    assert store.read_manifest(LocalPlace(tmp_path / "s")).n_rows == 24
