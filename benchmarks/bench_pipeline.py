@@ -31,6 +31,7 @@ import layertap as lt
 import numpy as np
 import pytest
 from layertap.capture.layout import array_view
+from layertap.capture.local import LocalPlace
 from layertap.capture.pipeline import Pipeline
 from layertap.capture.plan import Settings, slots_of
 from layertap.capture.store import StoreWriter
@@ -144,7 +145,7 @@ class Arms:
         os.sync()
         if arm not in ("write", "transfer"):
             return
-        store = StoreWriter.create(self.folder / "alone.zarr", self.manifest)
+        store = StoreWriter.create(LocalPlace(self.folder / "alone.zarr"), self.manifest, None)
         layout = self.manifest.layout
         self.pipeline = Pipeline(
             store,

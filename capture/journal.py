@@ -27,7 +27,7 @@ def write_log(place: Place, started: float, stages: Stages, failed: bool) -> Non
     }
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(started))}-{platform.node()}-{os.getpid()}.json"
     with contextlib.suppress(OSError):
-        place.write(f"{LOG}/{name}", (json.dumps(entry, indent=1) + "\n").encode())
+        place.note(f"{LOG}/{name}", (json.dumps(entry, indent=1) + "\n").encode())
 
 
 def versions(backend: str) -> dict[str, str]:

@@ -111,6 +111,10 @@ class LocalPlace(Place):
         """Write a small file beside its final name and rename it."""
         write_file(self.folder / name, data)
 
+    def note(self, name: str, data: bytes) -> None:
+        """Write a file as it goes."""
+        (self.folder / name).write_bytes(data)
+
     def delete(self, names: Sequence[str]) -> None:
         """Unlink files."""
         for name in names:

@@ -166,6 +166,10 @@ class Place(ABC):
         """Put a small file in place of what is there."""
         raise self._read_only()
 
+    def note(self, name: str, data: bytes) -> None:
+        """Keep a small file that no reader needs, at little cost: it may be lost, or cut short, by a crash."""
+        self.write(name, data)
+
     def delete(self, names: Sequence[str]) -> None:
         """Remove files, durable; those that are not there are passed over."""
         raise self._read_only()

@@ -118,7 +118,8 @@ class Injected:
                 return os.readlink(f"/proc/self/fd/{args[0]}")
             except OSError:
                 return ""
-        return " ".join(str(arg) for arg in args if isinstance(arg, str | Path))
+        names = (getattr(arg, "path", arg) for arg in args)  # of a file that is being written, its path
+        return " ".join(str(name) for name in names if isinstance(name, str | Path))
 
 
 # No space, no permission, and other refusals of the system, at every place that writes
@@ -462,7 +463,7 @@ def interrupted(owner: Any, name: str, k: int, monkeypatch: Any) -> None:
         (pipeline.Pipeline, "_submit", 3),
         (pipeline.Pipeline, "end", 5),
         (pipeline.Pipeline, "_join", 1),
-        (store, "_write_metadata", 1),
+        (LocalPlace, "_make", 1),
         (threading.Thread, "join", 2),
     ],
     ids=str,

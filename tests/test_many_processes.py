@@ -327,16 +327,16 @@ WRITER = """
 import sys, time
 import numpy as np
 import layertap as lt
-from layertap.capture import store
+from layertap.capture import local
 
-publish = store.publish
+publish = local.publish
 
 def slowly(path):
     time.sleep(0.01)  # a block that has half of its names
     publish(path)
     time.sleep(0.01)
 
-store.publish = slowly
+local.publish = slowly
 
 def model(batch):
     time.sleep(0.01)
