@@ -154,8 +154,19 @@ class TorchBackend(Backend):
             num_workers=workers,
             collate_fn=list,
         )
-        for step, samples in zip(steps, loader, strict=True):
+        for step, samples in zip(steps, _handed_over(loader), strict=True):
             yield source.collate(step, samples)
+
+
+def _handed_over(loader: Any) -> Iterator[list[Any]]:
+    """Yield what a loader's workers load, and name a worker that dies in the middle of that as torch does not."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError) as error:
+        raise DataError(
+            "a DataLoader worker died while it handed over a batch: it was killed, for want of memory perhaps. "
+            "Give fewer workers; with none (--workers 0, workers=0) an error of the data shows where it is"
+        ) from error
 
 
 class TorchSource(SampleSource):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -287,8 +288,9 @@ path, seed, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 rng, seen, checked = np.random.default_rng(seed), set(), 0
 truth = np.maximum(np.random.default_rng(0).standard_normal((400, 4, 16, 16), np.float32), 0)
 print("ready", flush=True)
-run = None
+run, deadline = None, time.monotonic() + 100
 while run is None:
+    assert time.monotonic() < deadline
     try:
         run = lt.open(path, check=True)
     except lt.StoreNotFoundError:
@@ -350,33 +352,37 @@ lt.record_dataset(model, source, sys.argv[1], ["maps"], batch_size=4, memory="12
 
 @pytest.mark.parametrize("codec", ["none", "lz4"])
 def test_no_reader_ever_sees_a_row_that_is_wrong_torn_or_not_committed(tmp_path, codec):
-    kinds = ["layertap", "layertap", "layertap", "zarr"]
-    readers = [
-        subprocess.Popen(
-            [sys.executable, "-c", READER, str(tmp_path / "s"), str(i), kind],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+    with contextlib.ExitStack() as stack:
+        readers = [
+            subprocess.Popen(
+                [sys.executable, "-c", READER, str(tmp_path / "s"), str(i), kind],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i, kind in enumerate(["layertap", "layertap", "layertap", "zarr"])
+        ]
+        for reader in readers:
+            stack.enter_context(reader)
+            stack.callback(reader.kill)  # whatever fails, none looks for a store that never comes
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+        script = WRITER if codec == "none" else WRITER.replace("1200KiB", "10400KiB")
+        writer = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "s"), codec],
+            capture_output=True,
             text=True,
+            check=False,
         )
-        for i, kind in enumerate(kinds)
-    ]
-    for reader in readers:
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == "ready\n"
-    memory = WRITER if codec == "none" else WRITER.replace("1200KiB", "11MiB")
-    writer = subprocess.run(
-        [sys.executable, "-c", memory, str(tmp_path / "s"), codec],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert writer.returncode == 0, writer.stderr
-    for reader in readers:
-        out, errors = reader.communicate(timeout=60)
-        assert reader.returncode == 0, errors
-        grew, checked = map(int, out.split())
-        assert grew > 3, "the reader hardly saw the store grow"
-        assert checked > 20
+        assert writer.returncode == 0, writer.stderr
+        assert lt.open(tmp_path / "s").manifest.n_blocks > 10
+        for reader in readers:
+            out, errors = reader.communicate(timeout=60)
+            assert reader.returncode == 0, errors
+            grew, checked = map(int, out.split())
+            assert grew > 3, "the reader hardly saw the store grow"
+            assert checked > 20
 
 
 def test_readers_in_threads_of_the_writers_process_see_whole_rows(tmp_path):
