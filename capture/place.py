@@ -167,7 +167,7 @@ class Place(ABC):
         raise self._read_only()
 
     def note(self, name: str, data: bytes) -> None:
-        """Keep a small file that no reader needs, at little cost: it may be lost, or cut short, by a crash."""
+        """Keep a small file that no reader needs, at little cost: a crash may lose it or cut it short."""
         self.write(name, data)
 
     def delete(self, names: Sequence[str]) -> None:

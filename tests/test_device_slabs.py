@@ -238,7 +238,11 @@ def fail(how: str, device: LateDevice, monkeypatch: pytest.MonkeyPatch, made: Mo
 )
 def test_memory_is_unlocked_once_on_every_way_out(tmp_path, monkeypatch, device, how):
     made, x = model(), torch.from_numpy(inputs(STEP))
-    raised = contextlib.nullcontext() if how == "well" else pytest.raises((StopError, KeyboardInterrupt, lt.CaptureError))
+    raised = (
+        contextlib.nullcontext()
+        if how == "well"
+        else pytest.raises((StopError, KeyboardInterrupt, lt.CaptureError))
+    )
     with raised, torch.no_grad(), lt.record(made, tmp_path / "s", LAYERS, memory=FEW) as rec:
         for i in range(8):
             if i == 3:

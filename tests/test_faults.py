@@ -18,7 +18,8 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
-from layertap.capture import files, pipeline, shard, store
+from layertap.capture import files, pipeline, shard
+from layertap.capture.local import LocalPlace
 from layertap.capture.reader import _open_shard
 from layertap.capture.recorder import Recorder
 from layertap.capture.testing import contents

@@ -368,7 +368,7 @@ def test_no_reader_ever_sees_a_row_that_is_wrong_torn_or_not_committed(tmp_path,
         for reader in readers:
             assert reader.stdout is not None
             assert reader.stdout.readline() == "ready\n"
-        script = WRITER if codec == "none" else WRITER.replace("1200KiB", "10400KiB")
+        script = WRITER if codec == "none" else WRITER.replace("1200KiB", "3400KiB")
         writer = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "s"), codec],
             capture_output=True,
