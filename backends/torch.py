@@ -159,13 +159,13 @@ class TorchBackend(Backend):
 
 
 def _handed_over(loader: Any) -> Iterator[list[Any]]:
-    """Yield what a loader's workers load; name a worker that dies in the middle of it, as torch does not."""
+    """Yield what the workers load; name one that dies while it hands over a batch, which torch does not."""
     try:
         yield from loader
     except (ConnectionError, EOFError) as error:
         raise DataError(
-            "a DataLoader worker died while it handed over a batch: it was killed, for want of memory, say; "
-            "give fewer workers. With none (workers=0) an error of the data shows where it is"
+            "a DataLoader worker died while it handed over a batch: killed, perhaps for want of memory. "
+            "Give fewer workers; with none (--workers 0, workers=0) an error of the data shows where it is"
         ) from error
 
 

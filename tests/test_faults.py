@@ -652,30 +652,60 @@ def loaded(path: Path, act: Callable[[int], None], workers: int = 2, part: str |
     )
 
 
-def kill_at(row: int, at: int) -> None:
-    if row == at:
+def kill_at_40(row: int) -> None:
+    if row == 40:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def raise_at(row: int, at: int) -> None:
-    if row == at:
-        raise ValueError(f"row {row} is bad")
+def raise_at_40(row: int) -> None:
+    if row == 40:
+        raise ValueError("row 40 is bad")
 
 
-@pytest.mark.parametrize(("act", "words"), [(kill_at, "DataLoader worker"), (raise_at, "row 40 is bad")])
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)  # torch's socket
+LOADED = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_faults as faults
+from pathlib import Path
+faults.loaded(Path(sys.argv[1]), getattr(faults, sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "words"), [("kill_at_40", "DataLoader worker"), ("raise_at_40", "row 40 is bad")]
+)
 def test_a_loaders_worker_that_dies_is_named(tmp_path, act, words):
+    """In a child: torch tells of a death from a signal handler, at any moment."""
     pytest.importorskip("torch")
     expected = contents(loaded(tmp_path / "whole", lambda row: None, 0).path)
-    with pytest.raises((RuntimeError, ValueError, lt.DataError), match=words) as caught:
-        loaded(tmp_path / "s", lambda row: act(row, 40))
-    assert "DataLoader worker" in str(caught.value)
-    assert ours() == []
+    script = LOADED.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "s"), act],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "DataLoader worker" in done.stderr
     assert not (tmp_path / "s").exists() or list(verify(tmp_path / "s")) == []
     loaded(tmp_path / "s", lambda row: None)
     assert contents(tmp_path / "s") == expected
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too():
+    pytest.importorskip("torch")
+    from layertap.backends.torch import _handed_over
+
+    def dies() -> Any:
+        yield [1]
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    batches = _handed_over(dies())
+    assert next(batches) == [1]
+    with pytest.raises(lt.DataError, match=r"a DataLoader worker died.*--workers 0"):
+        next(batches)
 
 
 def test_loaders_that_fork_beside_writers_come_to_an_end(tmp_path):
