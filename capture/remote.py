@@ -46,7 +46,7 @@ READ_BYTES = 32 * 2**20
 _WEB = ("http", "https")
 _STAMP_S = 1.0
 _REASON_CHARACTERS = 300
-_REQUEST = re.compile(r"Error performing \w+ \S+ in [0-9.]+\w+")  # the URL is told already
+_REQUEST = re.compile(r"Error performing \w+ \S+ in [0-9.]+\w+,? ?")  # the URL is told already
 
 
 def place(url: str, options: dict[str, Any]) -> Place:

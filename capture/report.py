@@ -64,7 +64,7 @@ class StageReport:
         if durable_s > 0.5 * work_s and s.n_bytes < 2**20 * s.n_shards:
             size = show_bytes(s.n_bytes / s.n_shards)
             return f"{s.n_shards:,} syncs set the pace, of {size} each: more memory makes larger shards"
-        return f"the disk sets the pace: {self._cast(s.writing_s)}"
+        return f"writing sets the pace: {self._cast(s.writing_s)}"
 
     def _cast(self, busy_s: float) -> str:
         """Return what a cast would save of `busy_s`, which goes with the bytes."""

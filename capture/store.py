@@ -213,10 +213,10 @@ def read_manifest(place: Place) -> Manifest:
         if not place.exists():
             raise StoreNotFoundError(f"there is no store at {place}; a capture makes one") from None
         raise FormatError(f"{place} is not a layertap store: it has no zarr.json") from None
+    except (FormatError, StoreError):
+        raise
     except OSError as error:
         raise StoreError(f"{place} cannot be read: {why(error)}") from error
-    except FormatError:
-        raise
     except (ValueError, KeyError, TypeError):
         raise FormatError(
             f"{place} is not a layertap store: its zarr.json has no attribute 'layertap'"
@@ -350,6 +350,8 @@ def read_record(place: Place, block: int, n_arrays: int) -> tuple[int, tuple[Sha
     name = f"{place}/{commit_path(block)}"
     try:
         stored = place.read(commit_path(block), record_bytes(n_arrays))
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"the commit record {name} cannot be read: {why(error)}") from error
     return decode_record(stored, name, n_arrays)

@@ -55,7 +55,7 @@ def test_the_table_is_aligned_and_gives_seconds_shares_bytes_and_rates() -> None
         "checksum             0.50 s    5 %  4GiB    8GiB/s",
         "write                8.00 s   80 %  4GiB  512MiB/s",
         "sync, commit         1.25 s   12 %",
-        "wall / slowest (write) 1.03; the disk sets the pace: a cast to float16 leaves 50 % of the bytes, "
+        "wall / slowest (write) 1.03; writing sets the pace: a cast to float16 leaves 50 % of the bytes, "
         "about 5.12 s in place of 10",
     ]
 
@@ -70,11 +70,11 @@ def test_stages_that_did_not_happen_have_no_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
-        ({"castable_bytes": 0}, "the disk sets the pace: the values are narrow already"),
+        ({"castable_bytes": 0}, "writing sets the pace: the values are narrow already"),
         # Half of the time goes with bytes, but the model waited 1.25 s in all.
         (
             {"wait_s": 1.0, "forward_s": 8.0, "data_s": 0.5},
-            "the disk sets the pace: a cast to float16 leaves 50 % of the bytes, about 8.75 s in place of 10",
+            "writing sets the pace: a cast to float16 leaves 50 % of the bytes, about 8.75 s in place of 10",
         ),
         (
             {"encode_s": 32.0, "n_bytes": 3 * GIB},
@@ -84,7 +84,7 @@ def test_stages_that_did_not_happen_have_no_line() -> None:
             {"sync_s": 40.0, "n_shards": 8192},
             "8,192 syncs set the pace, of 512KiB each: more memory makes larger shards",
         ),
-        ({"sync_s": 40.0}, "the disk sets the pace"),
+        ({"sync_s": 40.0}, "writing sets the pace"),
         (
             {"forward_s": 8.0, "data_s": 1.0, "wait_s": 0.5, "writing_s": 5.0},
             "the model sets the pace: with a store that costs nothing, about 9 s in place of 10",
