@@ -108,10 +108,11 @@ class RemotePlace(Place):
 
     def get_many(self, name: str, extents: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return ranges of an object; those near each other are fetched as one."""
-        starts, lengths = zip(*extents, strict=True)
+        starts = [start for start, n_bytes in extents if n_bytes]
+        lengths = [n_bytes for _, n_bytes in extents if n_bytes]
         with self.explained("read", name):
-            found = obstore.get_ranges(self._objects, name, starts=list(starts), lengths=list(lengths))
-            return [bytes(data) for data in found]
+            found = iter(obstore.get_ranges(self._objects, name, starts=starts, lengths=lengths))
+            return [bytes(next(found)) if n_bytes else b"" for _, n_bytes in extents]
 
     def head(self, name: str) -> Any:
         """Return what is known of an object beside its bytes."""
