@@ -132,6 +132,9 @@ def test_what_only_steers_is_left_out() -> None:
 
 def test_joiners_stay_for_a_painter_that_shapes() -> None:
     assert fonts.drawable("a\u200cb\u200dc\u202e\u200b", joiners=True) == "a\u200cb\u200dc"
+
+
+def test_joiners_make_no_runs_of_their_own(cjk: str) -> None:
     assert len(fonts.runs("a\u200c飞\u200d", joiners=True)) <= 2
 
 
