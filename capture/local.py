@@ -55,9 +55,6 @@ class LocalPlace(Place):
         """The folder's path."""
         return self.folder
 
-    def __str__(self) -> str:
-        return str(self.folder)
-
     def read(self, name: str, most: int) -> bytes:
         """Return a plain file's bytes."""
         return read_plain(self.folder / name, most)
@@ -108,8 +105,11 @@ class LocalPlace(Place):
             part(self.folder / name).unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file beside its final name and rename it."""
-        write_file(self.folder / name, data)
+        """Write a small file beside its final name and rename it; its folder may have to be made again."""
+        file = self.folder / name
+        if self.folder.is_dir():  # a store that was removed is not begun anew
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, data)
 
     def note(self, name: str, data: bytes) -> None:
         """Write a file as it goes."""
@@ -120,7 +120,8 @@ class LocalPlace(Place):
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
         for folder in dict.fromkeys((self.folder / name).parent for name in names):
-            sync_folder(folder)
+            if folder.is_dir():
+                sync_folder(folder)
 
     def make(self, files: Mapping[str, bytes], *, overwrite: bool, blocks: range | None) -> FileLock:
         """Make the store beside its place and rename it there, locked already."""

@@ -324,11 +324,11 @@ def _reserve(
     kept_row_bytes: int | None,
 ) -> int:
     """Return the bytes that are needed beside the blocks."""
-    first_step = slab_bytes(tuple(taps), step_rows) + settings.n_writers * settings.upload_bytes
+    first_step = slab_bytes(tuple(taps), step_rows)
     if kept_row_bytes is not None:
-        first_step += max(0, kept_row_bytes * step_rows - slab_bytes(tuple(taps), step_rows))
+        first_step = max(first_step, kept_row_bytes * step_rows)
     staging = 0 if settings.upload_bytes else settings.staging_bytes
     # What small blocks would not need; the allocator keeps as much for each thread.
     least = CHUNK_BYTES if settings.codec == "none" else staging + 2 * CHUNK_BYTES
     buffers = (buffer_bytes(array, step_rows, n_steps, staging) for array in (*taps, *columns))
-    return first_step + settings.n_writers * max(least, *buffers)
+    return first_step + settings.n_writers * (settings.upload_bytes + max(least, *buffers))

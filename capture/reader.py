@@ -8,7 +8,6 @@ what surrounds it would cost many times more; `open_run(path, check=True)` check
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -38,7 +37,7 @@ from .store import (
     record_bytes,
     shard_path,
 )
-from .trust import check_room, empty
+from .trust import check_room, empty, parse_json
 
 if TYPE_CHECKING:
     from .report import StageReport
@@ -76,7 +75,6 @@ class Run:
 
     def __init__(self, place: Place, *, check: bool = False) -> None:
         self.place = place
-        self.manifest: Manifest = read_manifest(place)
         self.check = check
         self.refresh()
         layout = self.manifest.layout
@@ -118,7 +116,7 @@ class Run:
     def refresh(self) -> None:
         """Look for blocks that were committed since the store was opened."""
         self._root = self.place.stamp(ROOT)
-        self.manifest = read_manifest(self.place)
+        self.manifest: Manifest = read_manifest(self.place)
         try:
             self._blocks = committed_blocks(self.place, self.manifest.n_blocks)
         except FileNotFoundError as error:
@@ -273,12 +271,15 @@ class Run:
     @property
     def log(self) -> list[Json]:
         """What each run that made the store kept of itself, the oldest first: when, where, how fast."""
+        names: list[str] = []
         entries = []
         with contextlib.suppress(OSError):  # no reader needs it
-            for name in sorted(self.place.names(LOG) or ()):
-                if name.endswith(".json"):
-                    with contextlib.suppress(OSError, ValueError):
-                        entries.append(json.loads(self.place.read(f"{LOG}/{name}", _LOG_BYTES)))
+            names = sorted(name for name in self.place.names(LOG) or () if name.endswith(".json"))
+        for name in names:
+            with contextlib.suppress(OSError, ValueError):
+                entry = parse_json(self.place.read(f"{LOG}/{name}", _LOG_BYTES))
+                if isinstance(entry, dict):
+                    entries.append(entry)
         return entries
 
     @property

@@ -303,11 +303,13 @@ class RemoteBlob(Blob):
     def read_many(self, extents: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """Ask for ranges at the same time, as far as `READ_BYTES` go."""
         group: list[tuple[int, int]] = []
+        n_bytes = 0
         for extent in extents:
-            if group and sum(n_bytes for _, n_bytes in group) + extent[1] > READ_BYTES:
+            if group and n_bytes + extent[1] > READ_BYTES:
                 yield from self._place.get_many(self._name, group)
-                group = []
+                group, n_bytes = [], 0
             group.append(extent)
+            n_bytes += extent[1]
         if group:
             yield from self._place.get_many(self._name, group)
 

@@ -21,7 +21,8 @@ class StageReport:
     def of_log(cls, entry: Mapping[str, Any]) -> StageReport:
         """Return the report of an entry of a store's log; what it does not know is 0."""
         known = {one.name for one in fields(Stages)}
-        return cls(Stages(**{key: value for key, value in entry.items() if key in known}))
+        numbers = {key: value for key, value in entry.items() if key in known and type(value) in (int, float)}
+        return cls(Stages(**numbers))
 
     @property
     def slowest(self) -> str:

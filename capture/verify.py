@@ -79,7 +79,10 @@ def repair(
     store.delete([shard_path(array, block) for block in blocks for array in manifest.layout.arrays])
     files = metadata_files(manifest)
     for name in {damage.file for damage in damages if damage.block is None}:
-        store.write(name, files[name])
+        try:
+            store.write(name, files[name])
+        except OSError as error:
+            raise StoreError(f"{store}/{name} cannot be written: {why(error)}") from error
     return blocks
 
 

@@ -202,3 +202,17 @@ def test_the_command_prints_it_and_only_where_it_wrote(tmp_path: Path) -> None:
     assert "waiting for a slot" in first.stderr
     assert "wall / slowest (" in first.stderr
     assert "wall / slowest" not in first.stdout + second.stderr
+
+
+def test_what_is_no_entry_of_a_log_is_passed_over(tmp_path: Path) -> None:
+    run = lt.record_dataset(lambda batch: {"a": batch}, np.ones((8, 4), np.float32), tmp_path / "s", ["a"])
+    log = tmp_path / "s" / "commits" / "log"
+    (entry,) = run.log
+    for i, text in enumerate(["[1, 2]", "3", "{", "[" * 10_000, '{"started": 1, "started": 2}', "\xff"]):
+        (log / f"0{i}.json").write_text(text)
+    assert lt.open(tmp_path / "s").log == [entry]
+    (log / "9.json").write_text('{"n_rows": "many", "write_s": null, "wait_s": 2.5}')
+    report = lt.open(tmp_path / "s").report
+    assert report is not None
+    assert report.stages.wait_s == 2.5
+    assert str(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,17 @@ def test_damaged_metadata_is_written_anew_and_no_row_is_lost(tmp_path):
     damages = list(verify(tmp_path / "s"))
     assert len(damages) == 4
     assert repair(tmp_path / "s", damages) == []
+    assert contents(tmp_path / "s") == before
+
+
+def test_metadata_whose_folder_is_gone_are_written_anew(tmp_path):
+    capture(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    shutil.rmtree(tmp_path / "s" / "rows" / "label")
+    damages = list(verify(tmp_path / "s"))
+    assert repair(tmp_path / "s", damages) == [0, 1, 2, 3, 4]
+    assert (tmp_path / "s" / "rows" / "label" / "zarr.json").is_file()
+    capture(tmp_path / "s")
     assert contents(tmp_path / "s") == before
 
 
