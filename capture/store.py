@@ -200,7 +200,7 @@ def check_removable(place: Place) -> None:
         )
 
 
-def read_manifest(place: Place) -> Manifest:
+def read_manifest(place: Place, *, again: bool = False) -> Manifest:
     """Read the manifest of the store at `place`.
 
     Raises:
@@ -210,9 +210,11 @@ def read_manifest(place: Place) -> Manifest:
     try:
         attributes = _root(place)["attributes"][_ATTRIBUTE]
     except (FileNotFoundError, NotADirectoryError):
+        if again:
+            raise FormatError(f"{place} is not a layertap store: it has no zarr.json") from None
         if not place.exists():
             raise StoreNotFoundError(f"there is no store at {place}; a capture makes one") from None
-        raise FormatError(f"{place} is not a layertap store: it has no zarr.json") from None
+        return read_manifest(place, again=True)  # it may have been made between the two looks
     except (FormatError, StoreError):
         raise
     except OSError as error:

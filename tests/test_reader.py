@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import zarr
-from layertap.capture import reader
+from layertap.capture import local, reader
 from layertap.capture.codecs import CODECS
 from layertap.capture.errors import ChecksumError, FormatError, SelectionError, StoreError, StoreNotFoundError
 from layertap.capture.store import FORMAT_VERSION, commit_path, manifest_crc
@@ -572,6 +572,19 @@ def test_opening_nothing_says_where_nothing_is(tmp_path: Path) -> None:
         lt.open(tmp_path / "nothing.zarr")
     with pytest.raises(FileNotFoundError):
         lt.open(tmp_path / "nothing.zarr")
+
+
+def test_a_store_made_between_two_looks_at_its_place_is_opened(tmp_path, monkeypatch):
+    lt.record_dataset(model, Texts(VALUES, LABELS), tmp_path / "made", layers=["a"], batch_size=8)
+    exists = local.LocalPlace.exists
+
+    def made_meanwhile(self: local.LocalPlace) -> bool:
+        if (tmp_path / "made").exists():
+            os.rename(tmp_path / "made", tmp_path / "s")
+        return exists(self)
+
+    monkeypatch.setattr(local.LocalPlace, "exists", made_meanwhile)
+    assert lt.open(tmp_path / "s").n_rows == N_ROWS
 
 
 def test_a_file_and_an_empty_folder_are_no_stores(tmp_path: Path) -> None:
