@@ -101,9 +101,10 @@ def write(path: Path, kind: str, shard: list[list[memoryview]], way: Way) -> Non
             os.posix_fallocate(file._fd, 0, sum(buffer.nbytes for chunk in shard for buffer in chunk))
         if kind == "pages":
             file.write([buffer for chunk in shard for buffer in chunk], direct=way.direct)
-            return
-        for chunk in shard:
-            file.write(chunk)
+        else:
+            for chunk in shard:
+                file.write(chunk)
+    file.settle()
 
 
 @pytest.mark.parametrize("n_writers", [1, 2])
@@ -170,6 +171,7 @@ def test_the_names_of_a_block(benchmark: Any, tmp_path: Path) -> None:
             write_file(folder / "old", bytes(4096))
             with DurableFile(folder / "new") as file:
                 file.write([bytes(4096)])
+            file.settle()
             assert part(folder / "new").exists()
         os.sync()
 

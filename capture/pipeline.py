@@ -31,13 +31,16 @@ from .dtypes import is_float
 from .errors import CaptureError, LayertapError, NoSpaceError, PlanError, StoreError, why
 from .files import STAGING_BYTES, stage_by
 from .layout import ArraySpec, Layout
-from .place import Place
+from .place import NewFile, Place
 from .shard import ShardRecord, write_shard
 from .stages import Laps
 from .stages import Stages as Stages
 from .store import StoreWriter
 
 Memory = NDArray[np.uint8]
+
+#: Shards of a block that stay open until all are written; more would meet the limit of open files.
+_MOST_OPEN = 128
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class _Slot:
     n_rows: int = 0
     n_waiting: int = 0
     records: list[ShardRecord | None] = field(default_factory=list)
+    files: list[NewFile] = field(default_factory=list)
     ready: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -187,6 +191,8 @@ class Pipeline:
     def _discard(self) -> None:
         """Remove the shards of blocks that will not be committed: a disk that is full needs the room."""
         for slot in self._slots:
+            for file in slot.files:
+                file.discard()
             done = [
                 a for a, record in zip(self.layout.arrays, slot.records, strict=False) if record is not None
             ]
@@ -226,7 +232,7 @@ class Pipeline:
             if self._failure is not None:
                 self._raise_failure()
             slot = self._free.pop()
-        slot.block, slot.n_rows, slot.ready = block, 0, []
+        slot.block, slot.n_rows, slot.ready, slot.files = block, 0, [], []
         self._open[block] = slot
         return slot
 
@@ -271,16 +277,23 @@ class Pipeline:
             self._committed(slot, records)
 
     def _durable(self, slot: _Slot, i: int, laps: Laps) -> list[ShardRecord] | None:
-        """Write shard `i` of a block; return the records of all once it was the last one."""
+        """Write shard `i` of a block; once it was the last one, settle all and return their records."""
         array = self.layout.arrays[i]
         slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
         new = self.store.new_shard(array, slot.block)
         record = write_shard(new, array, self.layout, slabs, slot.n_rows, laps)
+        if len(self.layout.arrays) > _MOST_OPEN:
+            new.settle()
+            laps.lap("sync")
         with self._lock:
             slot.records[i] = record
+            slot.files.append(new)
             slot.n_waiting -= 1
             if slot.n_waiting:
                 return None
+        for file in slot.files:
+            file.settle()
+        laps.lap("sync")
         return [r for r in slot.records if r is not None]
 
     def _committed(self, slot: _Slot, records: list[ShardRecord]) -> None:

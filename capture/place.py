@@ -57,7 +57,7 @@ class Blob(ABC):
 
 
 class NewFile(Protocol):
-    """A file that is being written, a context manager: whole and durable once left without an error."""
+    """A file that is being written: whole once its block is left without an error, durable once settled."""
 
     n_bytes: int
 
@@ -69,6 +69,12 @@ class NewFile(Protocol):
 
     def write(self, buffers: Sequence[Bytes], *, direct: bool = False) -> None:
         """Append all of `buffers` in their order."""
+
+    def settle(self) -> None:
+        """Make what was written durable; may be called more than once."""
+
+    def discard(self) -> None:
+        """Let go of it where it is not settled."""
 
 
 class Lock(Protocol):

@@ -339,6 +339,12 @@ class RemoteFile:
             with self._place.explained("write", self._name):
                 writer.close()
 
+    def settle(self) -> None:
+        """Do nothing: an object that is there is durable."""
+
+    def discard(self) -> None:
+        """Do nothing: it is put anew by the next."""
+
 
 class Lease:
     """The right to write some blocks, kept by putting an object anew before others hold its owner for dead.

@@ -56,7 +56,7 @@ def write_shard(
     n_rows: int,
     laps: Laps | None = None,
 ) -> ShardRecord:
-    """Write the first `n_rows` rows of a block of `array`, durable, into a file not published yet.
+    """Write the first `n_rows` rows of a block of `array`, whole, into a file not settled yet.
 
     Args:
         new: the shard's file, not begun yet.
@@ -65,7 +65,7 @@ def write_shard(
         slabs: the block's slabs, in order, read-only.
         n_rows: rows of the block that exist; fewer than `layout.block_rows` in the last block alone. What
             its last inner chunk lacks is written as zeros.
-        laps: told where the time goes: `checksum`, `encode`, `write`, `sync`.
+        laps: told where the time goes: `checksum`, `encode`, `write`.
     """
     laps = laps or Laps(Stages())
     chunk_length = layout.chunk_rows(array)
@@ -111,8 +111,7 @@ def write_shard(
         index_bytes = index.tobytes()
         index_crc = crc32c(index_bytes)
         file.write([index_bytes, crc_bytes(index_crc)])
-        laps.lap("write")
-    laps.lap("sync")
+    laps.lap("write")
     return ShardRecord(file.n_bytes, index_crc, chunks_crc, n_nan, n_inf)
 
 

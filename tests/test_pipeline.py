@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import layertap as lt
 import numpy as np
 import pytest
 from layertap.capture import files, pipeline, store
@@ -291,3 +292,39 @@ def test_a_failure_takes_away_the_shards_of_the_block_that_it_ended(
     assert not list((tmp_path / "s").rglob(f"*{PART}"))
     assert committed_blocks(LocalPlace(tmp_path / "s")) == ({0} if n > 3 else set())
     assert store.read_manifest(LocalPlace(tmp_path / "s")).n_rows == 24
+
+
+@pytest.mark.parametrize("most_open", [128, 2])
+def test_shards_are_settled_when_all_of_their_block_are_written_as_far_as_files_may_be_open(
+    tmp_path, monkeypatch, most_open
+):
+    open_now, most, synced = set(), [0], []
+    enter, settle = files.DurableFile.__enter__, files.DurableFile.settle
+
+    def begins(self):
+        if "taps" in str(self.path):
+            open_now.add(self.path)
+            most[0] = max(most[0], len(open_now))
+        return enter(self)
+
+    def ends(self):
+        if self._fd >= 0:
+            synced.append(self.path)
+        settle(self)
+        open_now.discard(self.path)
+
+    monkeypatch.setattr(pipeline, "_MOST_OPEN", most_open)
+    monkeypatch.setattr(files.DurableFile, "__enter__", begins)
+    monkeypatch.setattr(files.DurableFile, "settle", ends)
+    taps = [f"tap{i}" for i in range(6)]
+    lt.record_dataset(
+        lambda batch: dict.fromkeys(taps, batch),
+        np.zeros((4, 3), np.float32),
+        tmp_path / "s",
+        taps,
+        batch_size=4,
+        writers=1,
+    )
+    assert most[0] == (6 if most_open == 128 else 1)
+    assert len([path for path in synced if "taps" in str(path) and path.name.startswith("c.")]) == 6
+    assert not open_now

@@ -66,7 +66,9 @@ def slabs_of(layout: Layout, index: int, values: np.ndarray) -> list[memoryview]
 
 def write(path: Path, array: ArraySpec, layout: Layout, values: np.ndarray) -> ShardRecord:
     slabs = slabs_of(layout, layout.arrays.index(array), values)
-    record = write_shard(DurableFile(path), array, layout, slabs, len(values))
+    file = DurableFile(path)
+    record = write_shard(file, array, layout, slabs, len(values))
+    file.settle()
     publish(path)
     return record
 
@@ -332,11 +334,14 @@ def test_a_thread_stages_all_its_files_in_one_buffer_and_two_open_files_in_two(
     for i in range(4):
         with DurableFile(tmp_path / f"{i}") as file:
             file.write([data])
+        file.settle()
     assert made == [STAGING_BYTES]
     with DurableFile(tmp_path / "a") as a, DurableFile(tmp_path / "b") as b:
         for start in range(0, len(data), 1000):
             a.write([data[start : start + 1000]])
             b.write([data[start : start + 1000]])
+    a.settle()
+    b.settle()
     assert made == [STAGING_BYTES] * 2
     for name in "3ab":
         assert part(tmp_path / name).read_bytes() == bytes(data)
@@ -367,6 +372,7 @@ def test_whatever_is_appended_is_what_the_file_holds(
             for buffer in buffers:
                 file.write([buffer])
             assert file.n_bytes == n_bytes
+        file.settle()
         assert part(tmp_path / "c").read_bytes() == bytes(data)
 
 
@@ -487,6 +493,18 @@ def test_an_error_inside_the_block_leaves_no_file_and_no_open_descriptor(tmp_pat
         os.fstat(fds[0])
 
 
+def test_a_file_that_is_not_settled_is_discarded_whole(tmp_path: Path) -> None:
+    with DurableFile(tmp_path / "c") as file:
+        file.write([b"some"])
+    fd = file._fd
+    file.discard()
+    file.discard()
+    file.settle()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 def test_an_error_of_direct_writing_that_is_not_its_alignment_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,6 +530,8 @@ def test_a_file_has_its_temporary_name_until_it_is_published(tmp_path: Path) -> 
     with DurableFile(path) as file:
         file.write([b"", b"ab", bytearray(b"c"), memoryview(b"xdx")[1:2], b""])
         file.write([])
+    file.settle()
+    file.settle()
     assert file.n_bytes == 4
     assert not path.exists()
     assert part(path).read_bytes() == b"abcd"
@@ -716,7 +736,9 @@ def test_the_record_counts_the_rows_and_not_what_lies_behind_them(tmp_path: Path
     values = np.zeros((8, 3), np.float32)
     values[2, 1], values[4, 0], values[4, 2], values[7, 0] = np.nan, np.inf, -np.inf, np.nan
     slabs = slabs_of(layout, 1, values)
-    record = write_shard(DurableFile(tmp_path / "c"), array, layout, slabs, 5)
+    file = DurableFile(tmp_path / "c")
+    record = write_shard(file, array, layout, slabs, 5)
+    file.settle()
     assert (record.n_nan, record.n_inf) == (1, 2)
 
 
