@@ -1,11 +1,14 @@
-"""CRC-32C, as Zarr v3's `crc32c` codec uses it (Castagnoli's polynomial, RFC 3720, appendix B.4)."""
+"""CRC-32C, as Zarr v3's `crc32c` codec uses it (Castagnoli's polynomial, RFC 3720, appendix B.4).
+
+The package `crc32c` gives up the interpreter's lock for more than 32 KiB. One that keeps it (google-crc32c is
+as fast) lets the thread that runs the model wait for Python's switch interval, 5 ms, again and again.
+"""
 
 from __future__ import annotations
 
 import struct
 
-import google_crc32c
-import numpy as np
+import crc32c as _crc32c
 
 CRC_BYTES = 4
 
@@ -14,11 +17,7 @@ Bytes = bytes | bytearray | memoryview
 
 def crc32c(data: Bytes, crc: int = 0) -> int:
     """Return the CRC-32C of what `crc` stands for followed by `data`."""
-    if isinstance(data, bytes):
-        return int(google_crc32c.extend(crc, data))
-    view = np.frombuffer(data, np.uint8)
-    view.flags.writeable = False  # the C function takes nothing that could be written to meanwhile
-    return int(google_crc32c.extend(crc, view))
+    return int(_crc32c.crc32c(data, crc))
 
 
 def crc_bytes(crc: int) -> bytes:

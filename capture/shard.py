@@ -157,8 +157,7 @@ def _chunk(
 def _scan(buffers: Sequence[Bytes], dtype: DType | None) -> tuple[int, int, int]:
     """Return the CRC-32C of `buffers`, and how many of their values of `dtype` are NaN and infinite.
 
-    A little at a time: what was counted is in the processor's cache when it is summed. The sum keeps the
-    interpreter's lock, 30 us for half a MiB, and counting gives it up in between.
+    A little at a time: what was counted is in the processor's cache when it is summed.
     """
     crc = n_nan = n_inf = 0
     for buffer in buffers:
