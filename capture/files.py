@@ -39,6 +39,9 @@ PAGE = 4096
 #: Limits of what a thread keeps for staging: the greater one is a quarter faster and costs a third less.
 STAGING_BYTES, MOST_STAGING_BYTES = 512 * 1024, 4 * 1024 * 1024
 
+#: Files that one writer keeps open until they are settled together; more would meet the limit of open files.
+MOST_OPEN = 128
+
 _DIRECT_BYTES = 64 * 1024  # less than this is not worth a write of its own to the disk
 _COPIED_BYTES = 4096  # a copy of less costs less than giving up the interpreter's lock for it
 _HAS_WRITEV = hasattr(os, "writev")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError, StoreExistsError
-from .files import PART, DurableFile, part, publish, sync_folder, write_file
+from .files import MOST_OPEN, PART, DurableFile, part, publish, sync_folder, write_file
 from .place import Blob, Place
 from .store import COMMITS, LOG, check_removable
 from .trust import check_folders, open_plain, read_plain
@@ -144,9 +144,7 @@ class LocalPlace(Place):
         lock = None
         try:
             made.chmod(0o777 & ~_umask())
-            for name, data in files.items():
-                (made / name).parent.mkdir(parents=True, exist_ok=True)
-                write_file(made / name, data)
+            _write_all(made, files)
             lock = LocalPlace(made).lock(blocks)
             if overwrite and path.exists():
                 self.remove()
@@ -280,6 +278,33 @@ def _release_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_release_in_child)
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write small files of a folder that nobody looks at yet, and make all durable together."""
+    written = []
+    try:
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with DurableFile(folder / name) as file:
+                file.write([data])
+            written.append(file)
+            if len(written) == MOST_OPEN:
+                _settle(written)
+        _settle(written)
+    finally:
+        for file in written:
+            file.discard()
+    made = {parent for name in files for parent in (folder / name).parents if folder in parent.parents}
+    for parent in (*made, folder):
+        sync_folder(parent)
+
+
+def _settle(written: list[DurableFile]) -> None:
+    for file in written:
+        file.settle()
+        publish(file.path)
+    written.clear()
 
 
 def is_empty_folder(path: Path) -> bool:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .dtypes import is_float
 from .errors import CaptureError, LayertapError, NoSpaceError, PlanError, StoreError, why
-from .files import STAGING_BYTES, stage_by
+from .files import MOST_OPEN, STAGING_BYTES, stage_by
 from .layout import ArraySpec, Layout
 from .place import NewFile, Place
 from .shard import ShardRecord, write_shard
@@ -38,9 +38,6 @@ from .stages import Stages as Stages
 from .store import StoreWriter
 
 Memory = NDArray[np.uint8]
-
-#: Shards of a block that stay open until all are written; more would meet the limit of open files.
-_MOST_OPEN = 128
 
 
 @dataclass(frozen=True)
@@ -282,7 +279,7 @@ class Pipeline:
         slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
         new = self.store.new_shard(array, slot.block)
         record = write_shard(new, array, self.layout, slabs, slot.n_rows, laps)
-        if len(self.layout.arrays) > _MOST_OPEN:
+        if len(self.layout.arrays) > MOST_OPEN:
             new.settle()
             laps.lap("sync")
         with self._lock:

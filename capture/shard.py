@@ -27,7 +27,7 @@ from .trust import check_room
 
 _MISSING = 2**64 - 1
 _TAILS = 64  # pages for checksums that wait to be written
-_COUNTED_BYTES = 64 * 1024  # values that are not finite are counted in pieces of this
+_COUNTED_BYTES = 256 * 1024  # counted in one piece: in the cache, and few turns of the interpreter's lock
 _ENCODER_BYTES = 1024 * 1024  # what zstd and Blosc allocate beside their output
 _BUFFER_BYTES = 384  # a waiting buffer: the objects that Python and the kernel's list need for it
 

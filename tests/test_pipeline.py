@@ -15,7 +15,7 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
-from layertap.capture import files, pipeline, store
+from layertap.capture import files, local, pipeline, store
 from layertap.capture.files import PART
 from layertap.capture.layout import ArraySpec, Layout, array_view
 from layertap.capture.local import LocalPlace
@@ -302,7 +302,7 @@ def test_shards_are_settled_when_all_of_their_block_are_written_as_far_as_files_
     enter, settle = files.DurableFile.__enter__, files.DurableFile.settle
 
     def begins(self):
-        if "taps" in str(self.path):
+        if self.path.name.startswith("c.") and "taps" in str(self.path):
             open_now.add(self.path)
             most[0] = max(most[0], len(open_now))
         return enter(self)
@@ -313,7 +313,7 @@ def test_shards_are_settled_when_all_of_their_block_are_written_as_far_as_files_
         settle(self)
         open_now.discard(self.path)
 
-    monkeypatch.setattr(pipeline, "_MOST_OPEN", most_open)
+    monkeypatch.setattr(pipeline, "MOST_OPEN", most_open)
     monkeypatch.setattr(files.DurableFile, "__enter__", begins)
     monkeypatch.setattr(files.DurableFile, "settle", ends)
     taps = [f"tap{i}" for i in range(6)]
@@ -328,3 +328,19 @@ def test_shards_are_settled_when_all_of_their_block_are_written_as_far_as_files_
     assert most[0] == (6 if most_open == 128 else 1)
     assert len([path for path in synced if "taps" in str(path) and path.name.startswith("c.")]) == 6
     assert not open_now
+
+
+@pytest.mark.parametrize("most_open", [128, 3])
+def test_a_new_stores_metadata_are_durable_before_it_has_its_name(tmp_path, monkeypatch, most_open):
+    order: list[str] = []
+    rename, fsync, fdatasync = os.rename, os.fsync, os.fdatasync
+    monkeypatch.setattr(local, "MOST_OPEN", most_open)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (order.append("file"), fdatasync(fd))[1])
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("folder"), fsync(fd))[1])
+    monkeypatch.setattr(os, "rename", lambda a, b: (order.append("rename"), rename(a, b))[1])
+    opened = open_pipeline(tmp_path / "s", spec("a", (3,)), spec("b", (3,)), n_blocks=2)
+    opened.close()
+    files_there = list((tmp_path / "s").rglob("zarr.json"))
+    folders = {path.parent for path in files_there}
+    assert order == [*["file"] * len(files_there), *["folder"] * len(folders), "rename", "folder"]
+    assert not list(tmp_path.rglob(f"*{PART}"))
