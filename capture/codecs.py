@@ -57,8 +57,13 @@ class Codec:
             return data
         return memoryview(_numcodec(self.name, self.itemsize).encode(data)).cast("B")
 
-    def decode(self, data: Bytes, n_bytes: int) -> Bytes:
+    def decode(self, data: Bytes, n_bytes: int, into: NDArray[np.uint8] | None = None) -> Bytes:
         """Return the `n_bytes` that were encoded as `data`.
+
+        Args:
+            data: the encoded bytes.
+            n_bytes: how many there should be.
+            into: contiguous memory of so many bytes that a codec other than `none` decodes to.
 
         Raises:
             FormatError: `data` does not decode to that many bytes.
@@ -73,7 +78,7 @@ class Codec:
             raise FormatError(f"a chunk of {data.nbytes} bytes cannot decode to {n_bytes} with {self.name}")
         try:
             # Exactly as long as what is claimed: in a longer one the rest would stay what it was, unnoticed.
-            decoded: NDArray[np.uint8] = np.empty(n_bytes, np.uint8)
+            decoded: NDArray[np.uint8] = np.empty(n_bytes, np.uint8) if into is None else into
             _numcodec(self.name, self.itemsize).decode(data, decoded)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise FormatError(f"a chunk does not decode with {self.name}: {error}") from error

@@ -45,7 +45,7 @@ MOST_OPEN = 128
 _DIRECT_BYTES = 64 * 1024  # less than this is not worth a write of its own to the disk
 _COPIED_BYTES = 4096  # a copy of less costs less than giving up the interpreter's lock for it
 _HAS_WRITEV = hasattr(os, "writev")
-_IOV_MAX = 1024  # Linux's and macOS's limit of buffers in one writev
+IOV_MAX = 1024  # Linux's and macOS's limit of buffers in one writev or preadv
 _FLAGS = (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW"))  # a link leads elsewhere
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | sum(_FLAGS)
 
@@ -110,8 +110,8 @@ class DurableFile:
         if direct or not self._can_direct():
             self._flush()
             self.n_bytes += sum(map(_size, buffers))
-            for start in range(0, len(buffers), _IOV_MAX):
-                self._gather(list(buffers[start : start + _IOV_MAX]), direct)
+            for start in range(0, len(buffers), IOV_MAX):
+                self._gather(list(buffers[start : start + IOV_MAX]), direct)
             return
         for buffer in buffers:
             self._stage(buffer)
@@ -154,7 +154,7 @@ class DurableFile:
                 self._may_direct = False  # this file system wants another alignment
                 continue
             self._n_written += n
-            buffers = _rest(buffers, n)
+            buffers = rest(buffers, n)
 
     def _can_direct(self) -> bool:
         """Return whether what is appended now can be staged to bypass the page cache."""
@@ -262,7 +262,8 @@ def _copy(target: memoryview, source: memoryview) -> None:
         np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
-def _rest(buffers: list[Bytes], n_written: int) -> list[Bytes]:
+def rest(buffers: list[Bytes], n_written: int) -> list[Bytes]:
+    """Return what is left of `buffers` behind their first `n_written` bytes."""
     for i, buffer in enumerate(buffers):
         size = _size(buffer)
         if n_written < size:

@@ -135,11 +135,12 @@ def chunk_rows(row_bytes: int, step_rows: int, steps: int) -> int:
     """
     limit = max(1, CHUNK_BYTES // max(1, row_bytes))
     if limit >= step_rows:
-        return step_rows * _largest_divisor(steps, limit // step_rows)
-    return _largest_divisor(step_rows, limit)
+        return step_rows * largest_divisor(steps, limit // step_rows)
+    return largest_divisor(step_rows, limit)
 
 
-def _largest_divisor(n: int, limit: int) -> int:
+def largest_divisor(n: int, limit: int) -> int:
+    """Return the largest divisor of `n` up to `limit`, which is 1 at least."""
     divisors = _divisors(n)
     return divisors[bisect_right(divisors, limit) - 1]
 

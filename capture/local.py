@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError, StoreExistsError
-from .files import MOST_OPEN, PART, DurableFile, part, publish, sync_folder, write_file
-from .place import Blob, Place
+from .files import IOV_MAX, MOST_OPEN, PART, DurableFile, part, publish, rest, sync_folder, write_file
+from .place import Blob, Bytes, Place
 from .store import COMMITS, LOG, check_removable
 from .trust import check_folders, open_plain, read_plain
 
@@ -32,6 +32,7 @@ try:
 except ImportError:  # Windows has none; there two writers are not kept apart
     fcntl = None  # type: ignore[assignment]
 
+_HAS_PREADV = hasattr(os, "preadv")
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _ABANDONED_S = 600  # making a store takes a moment; nobody is still at it after this
 
@@ -44,6 +45,9 @@ class LocalPlace(Place):
     """Where it is."""
 
     keeps_open = True
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return LocalPlace, (self.folder.absolute(),)  # another process may stand in another folder
 
     @classmethod
     def at(cls, path: str) -> LocalPlace:
@@ -209,6 +213,30 @@ class LocalBlob(Blob):
                 break
             data += more
         return data
+
+    def fill(self, wanted: Sequence[tuple[int, memoryview]]) -> bool:
+        """Read buffers whose places in the file follow each other in one call, straight into them."""
+        if not _HAS_PREADV:
+            return super().fill(wanted)
+        buffers: list[Bytes] = []
+        end = 0
+        for start, buffer in wanted:
+            if buffers and start != end:
+                if not self._fill(end, buffers):
+                    return False
+                buffers = []
+            buffers.append(buffer)
+            end = start + buffer.nbytes
+        return self._fill(end, buffers)
+
+    def _fill(self, end: int, buffers: list[Bytes]) -> bool:
+        at = end - sum(memoryview(buffer).nbytes for buffer in buffers)
+        while buffers:
+            n_bytes = os.preadv(self._fd, buffers[:IOV_MAX], at)
+            if n_bytes == 0:
+                return False
+            at, buffers = at + n_bytes, rest(buffers, n_bytes)
+        return True
 
     def close(self) -> None:
         """Close the file."""

@@ -52,6 +52,15 @@ class Blob(ABC):
         for start, n_bytes in extents:
             yield self.read(start, n_bytes)
 
+    def fill(self, wanted: Sequence[tuple[int, memoryview]]) -> bool:
+        """Fill each buffer with what the file has from its start on; return whether it has all of that."""
+        found = self.read_many([(start, buffer.nbytes) for start, buffer in wanted])
+        for (_, buffer), data in zip(wanted, found, strict=True):
+            if len(data) < buffer.nbytes:
+                return False
+            buffer[:] = data
+        return True
+
     def close(self) -> None:  # noqa: B027 - what holds nothing open has nothing to let go of
         """Let go of it; may be called more than once."""
 

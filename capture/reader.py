@@ -8,7 +8,7 @@ what surrounds it would cost many times more; `open_run(path, check=True)` check
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -93,6 +93,9 @@ class Run:
         """Where the store is: a path, or a URL as text."""
         return self.place.path
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self.place, self.check, self.manifest)
+
     def __getitem__(self, name: str) -> Tap:
         try:
             return self.taps[name]
@@ -140,7 +143,7 @@ class Run:
         except (FormatError, StoreError):
             same = False
         else:
-            same = before.n_rows is None and replace(self.manifest, n_rows=None) == before
+            same = before.n_rows is None and _same(before, self.manifest)
         if not same:
             self._root = None
             raise StoreError(f"{self.path} was replaced or removed since it was opened; open it again")
@@ -179,6 +182,11 @@ class Run:
             return 0
         size = self.manifest.layout.block_rows
         return (len(self._blocks) - 1) * size + min(size, self.n_rows - max(self._blocks) * size)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Numbers of the committed blocks, in order."""
+        return sorted(self._blocks)
 
     def record(self, block: int) -> tuple[int, tuple[ShardRecord, ...]]:
         """Return the commit record of `block`: its rows, and one record for each array.
@@ -290,6 +298,68 @@ class Run:
         entries = self.log
         return StageReport.of_log(entries[-1]) if entries else None
 
+    def torch_dataset(
+        self,
+        taps: Sequence[str] | str | None = None,
+        columns: Sequence[str] | str = (),
+        *,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        rows: Any = None,
+        memory: str | int = "256MiB",
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        part: str | None = None,
+    ) -> Any:
+            part: rank of ranks such as `3/16`; else what `torch.distributed`, or `RANK` and `WORLD_SIZE`, say.
+
+        Without `batch_size` it is a `Dataset`: `dataset[i]` is a dict of the taps' tensors `(*shape)` and the
+        columns' values of one row, `dataset[[i, j]]` of a batch. Each row is read by itself, at random:
+        `DataLoader(dataset, batch_size=64, shuffle=True)`.
+
+        With `batch_size` it is an `IterableDataset` of dicts of tensors `(rows, *shape)`, which reads in the
+        order of the files and mixes what it holds: `DataLoader(stream, batch_size=None)`. Call
+        `stream.set_epoch(epoch)` before each epoch; `layertap.capture.shuffle` says how well it mixes.
+        Workers and ranks share the rows: none comes twice and none is left out.
+
+        Only committed rows are in it; where some are missing, a warning says so.
+
+        Args:
+            taps: names of taps; all of them where none are named.
+            columns: names of columns; `row` is the number of the row.
+            transform: called with each item, in the worker; what it returns takes the item's place. Workers
+                that are spawned need one that can be pickled.
+            rows: a slice, a list of row numbers or a mask of all rows; each row counts once.
+            memory: what all workers of this process together may hold beside the batches themselves.
+            batch_size: rows of a batch.
+            shuffle: batches of rows in a random order, else in that of the rows (with workers, each has some
+                consecutive ones).
+            seed: of the random order.
+            drop_last: leave out what makes no full batch; then every rank has as many batches.
+            part: rank of ranks such as `3/16`; else what `torch.distributed`, or `RANK` and `WORLD_SIZE` say.
+
+        Raises:
+            SelectionError: the store has no such tap, column or row.
+            PlanError: `memory` does not hold what is read at once.
+            MissingPackageError: torch is not installed.
+        """
+        from .views import packaged
+
+        options = transform, rows, memory, batch_size, shuffle, seed, drop_last, part
+        made = packaged("layertap.backends.torch_dataset", "torch", "torch").torch_dataset
+        return made(self, taps, columns, *options)
+
+    def xarray(self) -> Any:
+        """Return all taps and columns as a lazy `xarray.Dataset`.
+
+        Columns with one value a row are coordinates of `row`. An axis that has another size in another tap,
+        or the name of a tap, is called `<tap>_<axis>`. See `Array.dask` for what is read when, and errors.
+        """
+        from .views import as_dataset
+
+        return as_dataset(self)
+
     def zarr(self) -> Any:
         """Return the store as a read-only `zarr.Group`; its bfloat16 arrays open too from then on."""
         import zarr
@@ -298,6 +368,19 @@ class Run:
 
         bfloat16.register()
         return zarr.open_group(self.place.zarr(), mode="r")
+
+
+def _opened_again(place: Place, check: bool, manifest: Manifest) -> Run:
+    """Open the store of a pickled run, which must be the same store."""
+    run = Run(place, check=check)
+    if not _same(manifest, run.manifest):
+        raise StoreError(f"{run.path} was replaced since the run was pickled; open it again")
+    return run
+
+
+def _same(before: Manifest, now: Manifest) -> bool:
+    """Return whether `now` is the manifest of the same store: a loop that ended has written its rows."""
+    return now == before or (before.n_rows is None and replace(now, n_rows=None) == before)
 
 
 class _Columns(dict[str, "Array"]):
@@ -320,6 +403,16 @@ class Array:
     @property
     def _spec(self) -> ArraySpec:
         return self._run.manifest.layout.arrays[self._index]
+
+    @property
+    def run(self) -> Run:
+        """The run that it belongs to."""
+        return self._run
+
+    @property
+    def number(self) -> int:
+        """Its place among the arrays of the store's layout."""
+        return self._index
 
     @property
     def name(self) -> str:
@@ -370,6 +463,33 @@ class Array:
         values = self._read(selectors)
         return values[tuple(0 if axis in dropped else slice(None) for axis in range(values.ndim))]
 
+    def dask(self, rows: int | None = None) -> Any:
+        """Return a lazy `dask.array.Array` of the same shape.
+
+        Its chunks are blocks, or as many inner chunks of a long block as come near 128 MiB. Text is of type
+        `object`. It can be pickled and computed wherever the store is reached. Rows that are not committed
+        raise `StoreError` when they are computed.
+
+        Args:
+            rows: rows of a chunk, best a multiple of an inner chunk's.
+
+        Raises:
+            MissingPackageError: dask is not installed.
+        """
+        from .views import as_dask
+
+        return as_dask(self, rows)
+
+    def xarray(self) -> Any:
+        """Return a lazy `xarray.DataArray`; columns with one value a row are its coordinates.
+
+        Raises:
+            MissingPackageError: xarray or dask is not installed.
+        """
+        from .views import as_data_array
+
+        return as_data_array(self)
+
     def stored(self, rows: slice) -> Values:
         """Return `rows` as they lie in the store: text as UTF-8 bytes with zeros behind."""
         return self._read([rows, *[slice(None)] * len(self._spec.shape)])
@@ -399,6 +519,8 @@ class Array:
 
         def fill(block: int) -> None:
             shard, wanted = self._shard(block), parts[block]
+            if window is None and _are_whole(inner, spec):
+                wanted = _fill_whole(shard, chunk_rows, out, wanted)
             read = _whole_chunks if window is None else _windows
             for values, target in read(shard, spec, wanted, window):
                 out[_slice(target)] = _select(values, inner if window is None else _rest(inner, spec))
@@ -539,6 +661,30 @@ def _rest(inner: Sequence[Selector], spec: ArraySpec) -> list[Selector]:
     """Return `inner` as it applies to what `_window` read."""
     wanted = _indices(inner[0], spec.shape[0])
     return [wanted - wanted.min(), *inner[1:]]
+
+
+def _are_whole(inner: Sequence[Selector], spec: ArraySpec) -> bool:
+    """Return whether all of each row is selected, in order."""
+    sizes = zip(inner, spec.shape, strict=True)
+    return all(isinstance(s, slice) and s.indices(n) == (0, n, 1) for s, n in sizes)
+
+
+def _fill_whole(
+    shard: Shard,
+    chunk_rows: int,
+    out: Values,
+    wanted: Sequence[tuple[int, NDArray[np.intp], NDArray[np.intp]]],
+) -> list[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+    """Read the chunks that are wanted whole and in order straight to their place; return the others."""
+    whole, others = [], []
+    for chunk, rows, target in wanted:
+        place = _slice(target)
+        if len(rows) == chunk_rows and isinstance(place, slice) and isinstance(_slice(rows), slice):
+            whole.append((chunk, out[place].reshape(-1).view(np.uint8).data))
+        else:
+            others.append((chunk, rows, target))
+    shard.fill(whole)
+    return others
 
 
 def _whole_chunks(

@@ -61,6 +61,29 @@ def place(url: str, options: dict[str, Any]) -> Place:
     return RemotePlace(url, options)
 
 
+class _Client:
+    """Whether obstore's threads are of this process: a fork leaves them behind, and its calls then fail."""
+
+    used = lost = False
+
+    def check(self, place: RemotePlace) -> None:
+        if self.lost:
+            raise StoreError(
+                f"{place} cannot be read or written in a forked process: the threads of its client stayed "
+                "with the parent. Start processes by spawn, for a data loader's workers: "
+                "DataLoader(..., multiprocessing_context='spawn')"
+            )
+        self.used = True
+
+    def forked(self) -> None:
+        self.lost = self.used
+
+
+_client = _Client()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_client.forked)
+
+
 class RemotePlace(Place):
     """A prefix of a bucket, or a folder of a web server.
 
@@ -73,7 +96,7 @@ class RemotePlace(Place):
     upload_bytes = PART_BYTES * (1 + PARTS_AT_ONCE)
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        self._url = url.rstrip("/")
+        self._url, self._options = url.rstrip("/"), dict(options)
         self._web = urlsplit(url).scheme in _WEB
         given = dict(options)
         if self._web:
@@ -83,6 +106,9 @@ class RemotePlace(Place):
         except (exceptions.BaseError, ValueError, TypeError) as error:
             raise PlanError(f"{url} cannot be used: {_reason(error)}") from None
         self._stamps: dict[str, tuple[float, Any]] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[str, dict[str, Any]]]:
+        return RemotePlace, (self._url, self._options)
 
     @property
     def path(self) -> str:
@@ -244,6 +270,7 @@ class RemotePlace(Place):
     @contextlib.contextmanager
     def explained(self, verb: str, name: str) -> Iterator[None]:
         """Turn obstore's errors into ours."""
+        _client.check(self)
         try:
             yield
         except Exception as error:

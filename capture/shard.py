@@ -289,6 +289,52 @@ class Shard:
             extents.append((offset + start, stop - start))
         yield from self._read_many(extents)
 
+    def fill(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        """Read whole inner chunks to where they are wanted, checked: all of chunk `i` for each `(i, target)`.
+
+        Without a codec nothing is copied: chunks that follow each other are read in one call, each straight
+        into its target.
+        """
+        if self._array.codec == "none":
+            self._fill_plain(wanted)
+            return
+        stored = self._read_many([self._extent(i) for i, _ in wanted])
+        for (i, target), data in zip(wanted, stored, strict=True):
+            self._decoded(i, data, np.frombuffer(target, np.uint8))
+
+    def fill_windows(self, wanted: Sequence[tuple[int, int, memoryview]]) -> None:
+        """Fill buffers from byte `start` of inner chunk `i` on, for each `(i, start, buffer)`, *unchecked*.
+
+        The array has no codec.
+        """
+        pieces = []
+        for i, start, buffer in wanted:
+            offset, n_bytes = self._extent(i)
+            if not 0 <= start <= n_bytes - CRC_BYTES - buffer.nbytes:
+                raise FormatError(f"inner chunk {i} of {self.name} is shorter than its rows")
+            pieces.append((offset + start, buffer))
+        self._fill_pieces(pieces)
+
+    def _fill_plain(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        extents = [self._extent(i) for i, _ in wanted]
+        nexts = [*(offset for offset, _ in extents[1:]), 0]
+        pieces, tails = [], []
+        for (_, target), (offset, _), following in zip(wanted, extents, nexts, strict=True):
+            end = offset + target.nbytes
+            gap = following - end  # the checksum and what fills its page are read on the way to the next
+            tails.append(memoryview(bytearray(gap if CRC_BYTES <= gap <= PAGE else CRC_BYTES)))
+            pieces += [(offset, target), (end, tails[-1])]
+        self._fill_pieces(pieces)
+        for (i, target), tail in zip(wanted, tails, strict=True):
+            if crc_bytes(crc32c(target)) != tail[:CRC_BYTES]:
+                raise self._damaged(i)
+
+    def _fill_pieces(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        for start, buffer in pieces:
+            self._check_inside(start, buffer.nbytes)
+        if not self._blob.fill(pieces):
+            raise FormatError(f"{self.name} ends inside a chunk")
+
     def check(self, n_rows: int) -> None:
         """Read all of the shard's first `n_rows` rows, and its padding, and hold them to their checksums.
 
@@ -312,15 +358,17 @@ class Shard:
         if chunks_crc != self._record.chunks_crc:
             raise ChecksumError(f"{self.name} holds other values than those that were committed")
 
-    def _decoded(self, i: int, stored: bytes) -> NDArray[np.uint8]:
+    def _decoded(self, i: int, stored: bytes, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         data = unsealed(stored)
         if data is None:
-            raise ChecksumError(
-                f"inner chunk {i} of {self.name} is damaged: its bytes do not give its CRC-32C"
-            )
+            raise self._damaged(i)
         whole = self._chunk_rows * self._array.row_bytes
-        check_room(whole, f"inner chunk {i} of {self.name}")
-        return np.frombuffer(self._array.encoding.decode(data, whole), np.uint8)
+        if into is None:
+            check_room(whole, f"inner chunk {i} of {self.name}")
+        return np.frombuffer(self._array.encoding.decode(data, whole, into), np.uint8)
+
+    def _damaged(self, i: int) -> ChecksumError:
+        return ChecksumError(f"inner chunk {i} of {self.name} is damaged: its bytes do not give its CRC-32C")
 
     def _read_index(self, n_chunks: int, record: ShardRecord) -> NDArray[np.uint64]:
         n_bytes = n_chunks * 16 + CRC_BYTES
@@ -350,12 +398,15 @@ class Shard:
 
     def _read_many(self, extents: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         for start, n_bytes in extents:
-            if start < 0 or n_bytes < 0 or start + n_bytes > self._record.n_bytes:
-                raise FormatError(
-                    f"{self.name} ends at byte {self._record.n_bytes}, inside a chunk that its index has at "
-                    f"byte {start}"
-                )
+            self._check_inside(start, n_bytes)
         for (start, n_bytes), data in zip(extents, self._blob.read_many(extents), strict=True):
             if len(data) < n_bytes:
                 raise FormatError(f"{self.name} ends at byte {start + len(data)}, inside a chunk")
             yield data
+
+    def _check_inside(self, start: int, n_bytes: int) -> None:
+        if start < 0 or n_bytes < 0 or start + n_bytes > self._record.n_bytes:
+            raise FormatError(
+                f"{self.name} ends at byte {self._record.n_bytes}, inside a chunk that its index has at byte "
+                f"{start}"
+            )

@@ -59,6 +59,10 @@ class ZipPlace(Place):
                     "they are. Unpack it, or make it with layertap pack"
                 )
 
+    def __reduce__(self) -> tuple[type, tuple[Place, str, Any]]:
+        path = self._path.absolute() if isinstance(self._path, Path) else self._path
+        return ZipPlace, (self._base, self._name, path)
+
     @classmethod
     def at(cls, path: str) -> ZipPlace:
         """Open the zip file at `path` on a disk."""
@@ -127,6 +131,11 @@ class _Member(Blob):
 
     def read_many(self, extents: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         yield from self._file.read_many([(self._start + start, n_bytes) for start, n_bytes in extents])
+
+    def fill(self, wanted: Sequence[tuple[int, memoryview]]) -> bool:
+        if any(start + buffer.nbytes > self._n_bytes for start, buffer in wanted):
+            return False
+        return self._file.fill([(self._start + start, buffer) for start, buffer in wanted])
 
 
 class _Raw(io.RawIOBase):
