@@ -42,7 +42,9 @@ class _Values:
         self._specs, self._n_rows = specs, n_rows
         self._flat = [_bytes(n_rows * spec.row_bytes, shared) for spec in specs]
         #: One for each array; shape (rows, row_bytes).
-        self.arrays: list[Bytes2D] = [flat.numpy().reshape(n_rows, -1) for flat in self._flat]
+        self.arrays: list[Bytes2D] = [
+            flat.numpy().reshape(n_rows, spec.row_bytes) for spec, flat in zip(specs, self._flat, strict=True)
+        ]
 
     def named(self) -> dict[str, Any]:
         """Return the values by name: tensors of shape (rows, *shape), and lists of texts."""
@@ -77,7 +79,7 @@ class _Chosen:
         taps: Sequence[str] | str | None,
         columns: Sequence[str] | str,
         transform: Transform | None,
-        rows: Any,
+        rows: RowSet,
         memory: str | int,
     ) -> None:
         self.run = run
@@ -98,7 +100,7 @@ class _Chosen:
             raise SelectionError("nothing is asked for; name at least one tap or column of the store")
         self._memory = parse_bytes(memory)
         #: The rows of the data set, in increasing order.
-        self.rows = _committed(run, rows)
+        self.rows = rows
         self._chunks: tuple[int, Chunks] | None = None
 
     def _is_row(self, name: str) -> bool:
@@ -336,7 +338,7 @@ def torch_dataset(
     part: str | None,
 ) -> RowDataset | BatchStream:
     """Return a data set of `run`; see `Run.torch_dataset`."""
-    chosen = run, taps, columns, transform, rows, memory
+    chosen = run, taps, columns, transform, _committed(run, rows), memory
     if batch_size is not None:
         return BatchStream(
             *chosen, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, part=part

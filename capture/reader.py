@@ -312,7 +312,7 @@ class Run:
         drop_last: bool = False,
         part: str | None = None,
     ) -> Any:
-            part: rank of ranks such as `3/16`; else what `torch.distributed`, or `RANK` and `WORLD_SIZE`, say.
+        """Return a data set for `torch.utils.data.DataLoader`: of rows, or with `batch_size` of batches.
 
         Without `batch_size` it is a `Dataset`: `dataset[i]` is a dict of the taps' tensors `(*shape)` and the
         columns' values of one row, `dataset[[i, j]]` of a batch. Each row is read by itself, at random:

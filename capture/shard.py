@@ -317,11 +317,12 @@ class Shard:
 
     def _fill_plain(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
         extents = [self._extent(i) for i, _ in wanted]
-        nexts = [*(offset for offset, _ in extents[1:]), 0]
         pieces, tails = [], []
-        for (_, target), (offset, _), following in zip(wanted, extents, nexts, strict=True):
+        for i, (_, target) in enumerate(wanted):
+            offset, _ = extents[i]
             end = offset + target.nbytes
-            gap = following - end  # the checksum and what fills its page are read on the way to the next
+            # The checksum and what fills its page are read on the way to the next chunk.
+            gap = extents[i + 1][0] - end if i + 1 < len(extents) else 0
             tails.append(memoryview(bytearray(gap if CRC_BYTES <= gap <= PAGE else CRC_BYTES)))
             pieces += [(offset, target), (end, tails[-1])]
         self._fill_pieces(pieces)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "torchvision", "jax", "onnxruntime", "keras", "tensorflow", "matplotlib", "zarr", "sklearn")
+HEAVY += ("dask", "xarray")
 
 
 def imported(code: str) -> set[str]:
@@ -24,6 +25,7 @@ def imported(code: str) -> set[str]:
         "import layertap as lt; [getattr(lt, name) for name in lt.__all__]",
         "import layertap.capture.recorder, layertap.capture.cli, layertap.backends.arrays",
         "import layertap.render",
+        "import layertap.capture.shuffle, layertap.capture.views",
     ],
 )
 def test_no_framework_and_no_plotting_is_imported(code):
