@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PIECE_BYTES = 128 * 2**20
 
 
-class _Source:
-    """What dask asks for slices of: an `Array` whose texts are objects, for their length is not known."""
+class Source:
+    """What dask and xarray ask for slices: an `Array` whose texts are objects, as their length is not known."""
 
     def __init__(self, array: Array) -> None:
         self._array = array
@@ -49,9 +49,9 @@ def as_dask(array: Array, rows: int | None = None) -> Any:
     size = _piece_rows(array) if rows is None else rows
     if size < 1:
         raise SelectionError(f"a chunk has one row at least; {rows} were asked for")
-    source = _Source(array)
+    source = Source(array)
     chunks = (min(size, max(1, len(array))), *source.shape[1:])
-    return dask_array.from_array(source, chunks=chunks, asarray=False, fancy=False, lock=False)
+    return dask_array.from_array(source, chunks=chunks, asarray=False, lock=False)
 
 
 def as_data_array(array: Array) -> Any:
@@ -59,10 +59,10 @@ def as_data_array(array: Array) -> Any:
     xarray = packaged("xarray", "xarray", "xarray")
     run = array.run
     taken = {array.name, *array.dims}
-    coords = {
-        _free(name, taken): ("row", as_dask(column)) for name, column in run.rows.items() if column.ndim == 1
+    coords = {"row": np.arange(run.n_rows)}
+    coords |= {
+        _free(name, taken): _coordinate(column) for name, column in run.rows.items() if column.ndim == 1
     }
-    coords["row"] = ("row", np.arange(run.n_rows))
     attributes = {key: getattr(array, key) for key in ("layer", "type") if hasattr(array, key)}
     return xarray.DataArray(as_dask(array), coords, array.dims, array.name, attributes)
 
@@ -79,11 +79,19 @@ def as_dataset(run: Run) -> Any:
         ]
         variables[name] = xarray.Variable(dims, as_dask(tap), {"layer": tap.layer, "type": tap.type})
     taken = {*variables, *(dim for variable in variables.values() for dim in variable.dims)}
-    coords: dict[str, Any] = {"row": ("row", np.arange(run.n_rows))}
+    coords: dict[str, Any] = {"row": np.arange(run.n_rows)}
     for name, column in run.rows.items():
-        where = coords if column.ndim == 1 else variables
-        where[_free(name, taken)] = xarray.Variable(column.dims, as_dask(column))
+        if column.ndim == 1:
+            coords[_free(name, taken)] = _coordinate(column)
+        else:
+            variables[_free(name, taken)] = xarray.Variable(column.dims, as_dask(column))
     return xarray.Dataset(variables, coords, {"store": str(run.path)})
+
+
+def _coordinate(column: Array) -> Any:
+    from .views_xarray import lazy
+
+    return lazy(Source(column), column.dims)
 
 
 def _sizes(array: Array) -> list[tuple[str, int]]:

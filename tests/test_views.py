@@ -112,7 +112,8 @@ def test_a_reduction_of_dask_is_that_of_numpy(run):
     lazy = run["a"].dask()
     assert np.allclose(lazy.mean((0, 2, 3)).compute(scheduler="threads"), VALUES.mean((0, 2, 3)), atol=1e-6)
     matrix = run["flat"].dask()
-    assert np.allclose((matrix.T @ matrix).compute(scheduler="sync"), EXPECTED["flat"].T @ EXPECTED["flat"])
+    gram = EXPECTED["flat"].T @ EXPECTED["flat"]
+    assert np.allclose((matrix.T @ matrix).compute(scheduler="sync"), gram, atol=1e-4)
 
 
 def test_columns_are_lazy_arrays_too(run):
@@ -132,14 +133,16 @@ def test_nothing_is_read_before_it_is_computed_and_then_what_is_asked_for(run, r
     assert read[1:] == [2 * 5 * 7 * 4], "the index, and two channels of a row"
 
 
-def test_chunks_are_rows_that_were_asked_for_or_inner_chunks_of_long_blocks(run, monkeypatch):
+def test_chunks_are_rows_that_were_asked_for_or_inner_chunks_of_long_blocks(run, tmp_path, monkeypatch):
     assert run["a"].dask(rows=10).chunks[0] == (10, 10, 10, 10, 3)
-    monkeypatch.setattr("layertap.capture.views.PIECE_BYTES", 5 * VALUES[0].nbytes)
-    layout = run.manifest.layout
-    rows = run["a"].dask().chunks[0][0]
-    assert rows == layout.chunk_rows(layout.taps[0]) < layout.block_rows
     with pytest.raises(lt.SelectionError, match="one row at least"):
         run["a"].dask(rows=0)
+    rows = np.zeros((48, 48, 32, 32), np.float32)  # of 192 KiB
+    long = lt.record_dataset(lambda b: {"a": b}, rows, tmp_path / "s", "a", batch_size=8, memory="64MiB")
+    layout = long.manifest.layout
+    assert (layout.block_rows, layout.chunk_rows(layout.taps[0])) == (48, 2)
+    monkeypatch.setattr("layertap.capture.views.PIECE_BYTES", 7 * 192 * 1024)
+    assert long["a"].dask().chunks[0] == (6,) * 8
 
 
 def test_a_view_is_pickled_with_its_store_and_not_its_values(run, path, tmp_path, monkeypatch):
@@ -176,9 +179,9 @@ def test_a_data_array_has_axes_and_columns_by_name(run):
     assert set(array.coords) == {"row", "id", "label", "flat"}
     assert np.array_equal(array.sel(row=17).isel(channel=4).values, VALUES[17, 4])
     label = LABELS[0]
-    assert np.array_equal(array[(array.label == label).compute()].values, VALUES[LABELS == label])
+    assert np.array_equal(array[array.label == label].values, VALUES[label == LABELS])
     means = array.groupby("label").mean("row").compute()
-    assert np.allclose(means.sel(label=label), VALUES[LABELS == label].mean(0), atol=1e-6)
+    assert np.allclose(means.sel(label=label), VALUES[label == LABELS].mean(0), atol=1e-6)
     assert array.id.values.tolist() == TEXTS
 
 
@@ -190,9 +193,10 @@ def test_a_dataset_has_all_taps_and_columns_whatever_their_axes(run):
         assert np.array_equal(made[name].values, values), name
     assert made["a"].dims == ("row", "a_channel", "y", "a_x"), "12 and 3 channels; x is a tap"
     assert made["half"].dims == ("row", "half_channel", "y", "half_x")
-    assert made["flat"].dims == ("row", "feature")
-    assert made["x"].dims == ("row", "x_feature") or made["x"].dims == ("row", "feature")
-    assert made["spot"].dims == ("row", "spot_1", "spot_2")
+    assert made["flat"].dims == ("row", "flat_feature")
+    assert made["x"].dims == ("row", "x_feature")
+    assert made["scalar"].dims == ("row",)
+    assert made["spot"].dims == ("row", "spot_1")
     assert made["rows.flat"].values.tolist() == (LABELS + 1).tolist()
     assert made.sel(row=slice(3, 5)).sizes["row"] == 3
 
@@ -213,8 +217,12 @@ def test_rows_that_are_not_captured_are_an_error_when_they_are_computed(path, tm
 
 @pytest.mark.parametrize(
     ("package", "view"),
-    [("dask.array", lambda run: run["a"].dask()), ("xarray", lambda run: run["a"].xarray())]
-    + [("dask.array", lambda run: run["a"].xarray()), ("xarray", lambda run: run.xarray())],
+    [
+        ("dask.array", lambda run: run["a"].dask()),
+        ("dask.array", lambda run: run["a"].xarray()),
+        ("xarray", lambda run: run["a"].xarray()),
+        ("xarray", lambda run: run.xarray()),
+    ],
 )
 def test_without_the_package_the_line_that_installs_it_is_named(run, monkeypatch, package, view):
     monkeypatch.setitem(sys.modules, package, None)
