@@ -174,6 +174,8 @@ class RowDataset(_Chosen, torch.utils.data.Dataset[Any]):
         return items if self.transform is None else [self.transform(item) for item in items]
 
     def _positions(self, index: Any) -> Indices:
+        if isinstance(index, int) and 0 <= index < len(self):  # what a loader asks for, one by one
+            return np.array(index)
         if isinstance(index, slice):
             return np.arange(*index.indices(len(self)), dtype=np.int64)
         positions = np.asarray(index)

@@ -3,16 +3,16 @@
     python -m pytest benchmarks/bench_read.py --benchmark-only -s
     LAYERTAP_BENCH_MB=8192 python -m pytest benchmarks/bench_read.py --benchmark-only -k cold -s
 
-Every arm hands out batches of 64 rows. `files` reads the store's shards from one end to the other in pieces of
-4 MiB and does nothing with them: the roof. `stream` is `torch_dataset(batch_size=64, shuffle=True)`, `in order`
-the same without shuffling, `rows` is `torch_dataset()` with a list of random rows at a time; `memmap` and `zarr`
-take random rows from an .npy file of the same values and by zarr-python from the store. Ways that read at random
-take a share of the rows, and rates are compared. The control is `files` once more.
+Every arm hands out batches of 64 rows. `files` reads the store's shards from one end to the other in pieces
+of 4 MiB and does nothing with them: the roof. `stream` is `torch_dataset(batch_size=64, shuffle=True)`, `in
+order` the same without shuffling, `rows` is `torch_dataset()` with a list of random rows at a time; `memmap`
+and `zarr` take random rows from an .npy file of the same values and by zarr-python from the store. Ways that
+read at random take a share of the rows, and rates are compared. The control is `files` once more.
 
 `warm`: all files are in the page cache before each arm. `cold`: they are dropped from it by
-`posix_fadvise(DONTNEED)`, which takes pages that are on the disk already; where a virtual machine's host keeps the
-disk in its own cache, that is not the disk's rate. Make the store several times larger than caches that cannot be
-dropped.
+`posix_fadvise(DONTNEED)`, which takes pages that are on the disk already. Where a virtual machine's host
+keeps the disk in a cache of its own, that is not the disk's rate: make the store several times larger than
+any cache that cannot be dropped.
 """
 
 from __future__ import annotations

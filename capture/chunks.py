@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -136,12 +136,11 @@ class Chunks:
             return
         order = np.argsort(rows, kind="stable")
         blocks = rows[order] // self.block_rows
-        edges = [*np.flatnonzero(np.diff(blocks, prepend=-1)).tolist(), len(rows)]
 
         def read(start: int, stop: int) -> None:
             self._block_rows(array, int(blocks[start]), rows, order[start:stop], target)
 
-        spans = list(pairwise(edges))
+        spans = list(_runs(blocks))
         n_at_once = min(self.run.place.parallel, len(spans))
         if n_at_once < 2:
             for span in spans:
@@ -158,18 +157,16 @@ class Chunks:
         numbers = inside // size
         alone: list[tuple[int, int, memoryview]] = []
         may_be_alone = self.specs[array].codec == "none" and not self.run.check
-        edges = [*np.flatnonzero(np.diff(numbers, prepend=-1)).tolist(), len(numbers)]
-        for start, stop in pairwise(edges):
+        for start, stop in _runs(numbers):
             number = int(numbers[start])
+            some, places = inside[start:stop] - number * size, positions[start:stop]
             if may_be_alone and stop - start <= _ALONE_SHARE * size:
-                for i in range(start, stop):
-                    at = (int(inside[i]) - number * size) * row_bytes
-                    alone.append((number, at, target[positions[i]].data))
-            elif size == 1 and stop - start == 1:
-                self._shard(array, block).fill([(number, target[positions[start]].data)])
+                both = zip((some * row_bytes).tolist(), places.tolist(), strict=True)
+                alone += [(number, at, target[place].data) for at, place in both]
+            elif size == stop - start == 1:
+                self._shard(array, block).fill([(number, target[int(places[0])].data)])
             else:
-                chunk = self._chunk(array, block, number)
-                target[positions[start:stop]] = chunk[inside[start:stop] - number * size]
+                target[places] = self._chunk(array, block, number)[some]
         if alone:
             self._shard(array, block).fill_windows(alone)
 
@@ -217,6 +214,11 @@ class Chunks:
         if self._own.pid != os.getpid():
             self._own = _Own()
         return self._own
+
+
+def _runs(values: Indices) -> Iterator[tuple[int, int]]:
+    """Return start and stop of each run of equal values."""
+    return pairwise([0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)])
 
 
 def _most_files() -> int:

@@ -27,7 +27,7 @@ PIECE_BYTES = 128 * 2**20
 
 
 class Source:
-    """What dask and xarray ask for slices: an `Array` whose texts are objects, as their length is not known."""
+    """What dask and xarray slice: an `Array` whose texts are objects, as their length is not known."""
 
     def __init__(self, array: Array) -> None:
         self._array = array
