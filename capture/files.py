@@ -45,7 +45,7 @@ MOST_OPEN = 128
 _DIRECT_BYTES = 64 * 1024  # less than this is not worth a write of its own to the disk
 _COPIED_BYTES = 4096  # a copy of less costs less than giving up the interpreter's lock for it
 _HAS_WRITEV = hasattr(os, "writev")
-IOV_MAX = 1024  # Linux's and macOS's limit of buffers in one writev or preadv
+_IOV_MAX = 1024  # Linux's and macOS's limit of buffers in one writev
 _FLAGS = (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW"))  # a link leads elsewhere
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | sum(_FLAGS)
 
@@ -110,8 +110,8 @@ class DurableFile:
         if direct or not self._can_direct():
             self._flush()
             self.n_bytes += sum(map(_size, buffers))
-            for start in range(0, len(buffers), IOV_MAX):
-                self._gather(list(buffers[start : start + IOV_MAX]), direct)
+            for start in range(0, len(buffers), _IOV_MAX):
+                self._gather(list(buffers[start : start + _IOV_MAX]), direct)
             return
         for buffer in buffers:
             self._stage(buffer)

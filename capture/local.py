@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError, StoreExistsError
-from .files import IOV_MAX, MOST_OPEN, PART, DurableFile, part, publish, rest, sync_folder, write_file
+from .files import MOST_OPEN, PART, DurableFile, part, publish, rest, sync_folder, write_file
+from .place import Blob, Bytes, Place
 from .place import Blob, Bytes, Place
 from .store import COMMITS, LOG, check_removable
 from .trust import check_folders, open_plain, read_plain
@@ -32,6 +33,7 @@ try:
 except ImportError:  # Windows has none; there two writers are not kept apart
     fcntl = None  # type: ignore[assignment]
 
+_IOV_MAX = 1024  # Linux's and macOS's limit of buffers in one preadv
 _HAS_PREADV = hasattr(os, "preadv")
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _ABANDONED_S = 600  # making a store takes a moment; nobody is still at it after this
@@ -232,7 +234,7 @@ class LocalBlob(Blob):
     def _fill(self, end: int, buffers: list[Bytes]) -> bool:
         at = end - sum(memoryview(buffer).nbytes for buffer in buffers)
         while buffers:
-            n_bytes = os.preadv(self._fd, buffers[:IOV_MAX], at)
+            n_bytes = os.preadv(self._fd, buffers[:_IOV_MAX], at)
             if n_bytes == 0:
                 return False
             at, buffers = at + n_bytes, rest(buffers, n_bytes)
