@@ -27,7 +27,7 @@ from ..capture.shuffle import Order, Share, Windows, group_bytes_of, kept_bytes_
 from .torch_slabs import TORCH_DTYPES
 
 if TYPE_CHECKING:
-    from ..capture.reader import Run
+    from ..capture.reader import Array, Run
 
 Transform = Callable[[dict[str, Any]], Any]
 
@@ -36,25 +36,33 @@ ROW = "row"
 
 
 class _Values:
-    """Tensors for the rows of some arrays, and the memory that they lie in."""
+    """Tensors for some rows of taps and columns, and the memory that they lie in."""
 
-    def __init__(self, specs: Sequence[ArraySpec], n_rows: int, shared: bool) -> None:
-        self._specs, self._n_rows = specs, n_rows
+    def __init__(self, of: Sequence[Array], specs: Sequence[ArraySpec], n_rows: int, shared: bool) -> None:
+        self._of, self._specs, self._n_rows = of, specs, n_rows
         self._flat = [_bytes(n_rows * spec.row_bytes, shared) for spec in specs]
-        #: One for each array; shape (rows, row_bytes).
+        #: One for each array of the store; shape (rows, row_bytes).
         self.arrays: list[Bytes2D] = [
             flat.numpy().reshape(n_rows, spec.row_bytes) for spec, flat in zip(specs, self._flat, strict=True)
         ]
 
     def named(self) -> dict[str, Any]:
         """Return the values by name: tensors of shape (rows, *shape), and lists of texts."""
-        return {
-            spec.name: _texts(array) if is_text(spec) else self._tensor(flat, spec)
-            for spec, flat, array in zip(self._specs, self._flat, self.arrays, strict=True)
-        }
+        places = iter(range(len(self._specs)))
+        return {one.name: self._of_one(one, [next(places) for _ in one.stored_as]) for one in self._of}
 
-    def _tensor(self, flat: torch.Tensor, spec: ArraySpec) -> torch.Tensor:
-        return flat.view(TORCH_DTYPES[dtype_name(spec.dtype)]).view(self._n_rows, *spec.shape)
+    def _of_one(self, one: Array, places: list[int]) -> Any:
+        spec, first = self._specs[places[0]], self.arrays[places[0]]
+        if is_text(spec):
+            return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in first]
+        if len(places) == 1:
+            flat = self._flat[places[0]].view(TORCH_DTYPES[dtype_name(spec.dtype)])
+            return flat.view(self._n_rows, *spec.shape)
+        stored = [
+            self.arrays[i].reshape(-1).view(self._specs[i].dtype).reshape(self._n_rows, *self._specs[i].shape)
+            for i in places
+        ]
+        return torch.from_numpy(one.made_of(stored))
 
 
 def _bytes(n_bytes: int, shared: bool) -> torch.Tensor:
@@ -64,10 +72,6 @@ def _bytes(n_bytes: int, shared: bool) -> torch.Tensor:
     storage: Any = torch.UntypedStorage._new_shared(n_bytes, device="cpu")  # type: ignore[no-untyped-call]
     flat: torch.Tensor = torch.empty(0, dtype=torch.uint8).set_(storage)
     return flat
-
-
-def _texts(encoded: Bytes2D) -> list[str]:
-    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in encoded]
 
 
 class _Chosen:
@@ -88,8 +92,9 @@ class _Chosen:
         self.taps = _names(taps, list(run))
         #: Names of the columns, behind them.
         self.columns = _names(columns, [])
-        self._numbers = [run[name].number for name in self.taps]
-        self._numbers += [run.rows[name].number for name in self.columns if not self._is_row(name)]
+        self._of: list[Array] = [run[name] for name in self.taps]
+        self._of += [run.rows[name] for name in self.columns if not self._is_row(name)]
+        self._numbers = [number for one in self._of for number in one.stored_as]
         names = [*self.taps, *self.columns]
         for name in names:
             if names.count(name) > 1:
@@ -191,7 +196,7 @@ class RowDataset(_Chosen, torch.utils.data.Dataset[Any]):
         rows = self.rows[positions]
         info = torch.utils.data.get_worker_info()
         chunks = self._own_chunks(self._memory // (info.num_workers if info else 1))
-        values = _Values(chunks.specs, len(rows), shared)
+        values = _Values(self._of, chunks.specs, len(rows), shared)
         if len(rows):
             for array, target in enumerate(values.arrays):
                 chunks.rows(array, rows, target)
@@ -295,10 +300,9 @@ class BatchStream(_Chosen, torch.utils.data.IterableDataset[Any]):
         skip = share.done(n_had)
         self._n_done = skip * worker.n
         chunks = self._own_chunks(kept_bytes_of(self._memory // worker.n))
-        specs = chunks.specs
 
         def make(n_rows: int) -> _Values:
-            return _Values(specs, n_rows, shared=info is not None)
+            return _Values(self._of, chunks.specs, n_rows, shared=info is not None)
 
         self.run.check_same()
         for rows, values in stream(chunks, order, epoch, share, make, skip):

@@ -24,7 +24,6 @@ from typing import Any
 from .errors import StoreError, StoreExistsError
 from .files import MOST_OPEN, PART, DurableFile, part, publish, rest, sync_folder, write_file
 from .place import Blob, Bytes, Place
-from .place import Blob, Bytes, Place
 from .store import COMMITS, LOG, check_removable
 from .trust import check_folders, open_plain, read_plain
 

@@ -410,9 +410,13 @@ class Array:
         return self._run
 
     @property
-    def number(self) -> int:
-        """Its place among the arrays of the store's layout."""
-        return self._index
+    def stored_as(self) -> tuple[int, ...]:
+        """The arrays of the store's layout that its values are made of, by their places there."""
+        return (self._index,)
+
+    def made_of(self, stored: Sequence[Values]) -> Values:
+        """Return its values of some rows from what each array of `stored_as` holds of them."""
+        return stored[0]
 
     @property
     def name(self) -> str:

@@ -106,7 +106,7 @@ def _free(name: str, taken: set[str]) -> str:
 def _piece_rows(array: Array) -> int:
     """Return the rows of a block, or of as many inner chunks as a dask chunk should hold."""
     layout = array.run.manifest.layout
-    spec = layout.arrays[array.number]
+    spec = layout.arrays[array.stored_as[0]]
     if is_text(spec):
         return layout.block_rows
     size = layout.chunk_rows(spec)

@@ -153,6 +153,21 @@ def test_every_type_arrives_as_torchs_own(tmp_path, name):
     assert batch["a"].view(torch.uint8).numpy().tobytes() == values.tobytes()
 
 
+def test_a_tap_that_is_made_of_several_arrays_is_put_together(run, monkeypatch):
+    one, label = run["one"].stored_as[0], run.rows["label"].stored_as[0]
+    single = type(run["one"]).stored_as.fget
+    monkeypatch.setattr(
+        lt.Tap, "stored_as", property(lambda tap: (one, label) if tap.name == "one" else single(tap))
+    )
+    monkeypatch.setattr(lt.Tap, "made_of", lambda tap, stored: stored[0] + 10 * stored[1])
+    expected = VALUES[:, 0, 0, 0] + 10 * LABELS
+    rows = run.torch_dataset(["one", "maps"], "label")
+    assert rows[5]["one"] == expected[5]
+    assert torch.equal(rows[3:7]["maps"], torch.from_numpy(VALUES[3:7]))
+    (batch,) = run.torch_dataset("one", "row", batch_size=100)
+    assert torch.equal(batch["one"], torch.from_numpy(expected))
+
+
 def test_a_transform_has_each_item(run):
     rows = run.torch_dataset("maps", "row", transform=first_channel)
     values, _ = rows[3]
