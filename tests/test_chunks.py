@@ -140,6 +140,14 @@ def test_a_file_that_ends_early_fills_nothing_more(tmp_path):
         blob.close()
 
 
+def test_a_member_of_a_zip_file_ends_where_it_ends(folder, tmp_path):
+    blob = lt.open(lt.pack(folder / "none", tmp_path / "run.zip")).place.blob("zarr.json")
+    whole = bytearray(blob.n_bytes)
+    assert blob.fill([(0, memoryview(whole))])
+    assert whole == (folder / "none" / "zarr.json").read_bytes()
+    assert not blob.fill([(1, memoryview(whole))]), "those are another member's bytes"
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_flipped_bit_is_found_wherever_whole_chunks_are_read(tmp_path, codec):
     run = capture(tmp_path / "s", codec)
