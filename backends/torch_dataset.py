@@ -24,6 +24,7 @@ from ..capture.parts import Part
 from ..capture.plan import parse_bytes
 from ..capture.rowset import RowSet
 from ..capture.shuffle import Order, Share, Windows, group_bytes_of, kept_bytes_of, stream
+from ..capture.trust import check_room
 from .torch_slabs import TORCH_DTYPES
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class _Values:
 
     def __init__(self, of: Sequence[Array], specs: Sequence[ArraySpec], n_rows: int, shared: bool) -> None:
         self._of, self._specs, self._n_rows = of, specs, n_rows
+        for spec in specs:
+            check_room(n_rows * spec.row_bytes, f"a batch of {n_rows} rows of {spec.name}")
         self._flat = [_bytes(n_rows * spec.row_bytes, shared) for spec in specs]
         #: One for each array of the store; shape (rows, row_bytes).
         self.arrays: list[Bytes2D] = [
@@ -233,6 +236,7 @@ class BatchStream(_Chosen, torch.utils.data.IterableDataset[Any]):
         self._now: torch.Tensor = torch.zeros(2, dtype=torch.int64)
         self._now.share_memory_()  # type: ignore[no-untyped-call]
         self._n_done = 0
+        self._resumed: tuple[int, int] | None = None
         self._orders: dict[int, Order] = {}
         self._order(1)  # what does not fit is refused now
 
@@ -272,8 +276,8 @@ class BatchStream(_Chosen, torch.utils.data.IterableDataset[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` goes on from: epoch, and the batches that this rank has had of it.
 
-        A loader with workers makes batches ahead and in other processes; there, count the batches that you
-        took and put the number in as `"batches"`.
+        In a worker it is what goes on in the same worker. A loader that does not ask its workers knows nothing
+        of what they made: count the batches that you took of it, and put the number in as `"batches"`.
         """
         return {"epoch": self.epoch, "batches": self._n_done, "order": self._said()}
 
@@ -289,14 +293,21 @@ class BatchStream(_Chosen, torch.utils.data.IterableDataset[Any]):
         ]
         if differing:
             raise PlanError(f"that state belongs to another order of batches: {'; '.join(differing)}")
-        self._now[0], self._now[1] = state["epoch"], state["batches"]
         self._n_done = state["batches"]
+        if _in_worker():  # a loader that restores its workers tells each its own
+            self._resumed = state["epoch"], state["batches"]
+            self._now[0] = state["epoch"]
+        else:
+            self._now[0], self._now[1] = state["epoch"], state["batches"]
 
     def __iter__(self) -> Iterator[Any]:
         info = torch.utils.data.get_worker_info()
         worker = Part(info.id + 1, info.num_workers) if info else Part()
         order, share = self._order(worker.n), Share(self._rank, worker)
         epoch, n_had = self._now.tolist()
+        if self._resumed is not None and self._resumed[0] == epoch:
+            n_had = self._resumed[1]
+        self._resumed = None
         skip = share.done(n_had)
         self._n_done = skip * worker.n
         chunks = self._own_chunks(kept_bytes_of(self._memory // worker.n))

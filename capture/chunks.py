@@ -37,7 +37,7 @@ Indices = NDArray[np.int64]
 MOST_OPEN = 512
 
 # A row is read by itself where no more than this share of its chunk's rows is wanted.
-_ALONE_SHARE = 0.25
+_ALONE_SHARE = 0.5
 
 
 class _Opening:

@@ -201,10 +201,11 @@ class Run:
                 f"not captured yet ({len(self._blocks)} of {self.manifest.n_blocks or 'unknown'} blocks "
                 "are); run the same capture again to go on"
             )
-        if block not in self._records:
+        records = self._records  # another thread may refresh meanwhile
+        if block not in records:
             found = read_record(self.place, block, len(self.manifest.layout.arrays))
-            self._records[block] = check_record(self.manifest, block, *found)
-        return self._records[block]
+            records[block] = check_record(self.manifest, block, *found)
+        return records[block]
 
     def records(self) -> list[tuple[ShardRecord, ...]]:
         """Return the records of all committed blocks, in order: one for each array."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .columns import is_text
 from .errors import MissingPackageError, SelectionError
 from .layout import largest_divisor
+from .trust import check_room
 
 if TYPE_CHECKING:
     from .reader import Array, Run
@@ -59,7 +60,7 @@ def as_data_array(array: Array) -> Any:
     xarray = packaged("xarray", "xarray", "xarray")
     run = array.run
     taken = {array.name, *array.dims}
-    coords = {"row": np.arange(run.n_rows)}
+    coords = {"row": _numbers(run)}
     coords |= {
         _free(name, taken): _coordinate(column) for name, column in run.rows.items() if column.ndim == 1
     }
@@ -79,13 +80,18 @@ def as_dataset(run: Run) -> Any:
         ]
         variables[name] = xarray.Variable(dims, as_dask(tap), {"layer": tap.layer, "type": tap.type})
     taken = {*variables, *(dim for variable in variables.values() for dim in variable.dims)}
-    coords: dict[str, Any] = {"row": np.arange(run.n_rows)}
+    coords: dict[str, Any] = {"row": _numbers(run)}
     for name, column in run.rows.items():
         if column.ndim == 1:
             coords[_free(name, taken)] = _coordinate(column)
         else:
             variables[_free(name, taken)] = xarray.Variable(column.dims, as_dask(column))
     return xarray.Dataset(variables, coords, {"store": str(run.path)})
+
+
+def _numbers(run: Run) -> NDArray[np.int64]:
+    check_room(8 * run.n_rows, f"the numbers of all rows of {run.path}")
+    return np.arange(run.n_rows)
 
 
 def _coordinate(column: Array) -> Any:

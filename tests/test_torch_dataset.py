@@ -347,6 +347,38 @@ def test_an_epoch_of_workers_goes_on_behind_the_batches_that_were_taken(run):
         )
 
 
+def test_each_worker_goes_on_from_a_state_of_its_own(run, monkeypatch):
+    """Loaders that save what their workers say ask each, at different places."""
+    from torch.utils.data._utils import worker
+
+    def of_worker(k: int) -> Any:
+        made = batches_of(run)
+        monkeypatch.setattr(
+            worker, "_worker_info", worker.WorkerInfo(id=k, num_workers=2, seed=0, dataset=made)
+        )
+        return made
+
+    left, states = [], []
+    for k, n in ((0, 3), (1, 2)):
+        made = of_worker(k)
+        running = iter(made)
+        for _ in range(n):
+            next(running)
+        states.append(made.state_dict())
+        left.append([batch["row"].tolist() for batch in running])
+    now = batches_of(run)._now
+    loaded = []
+    for k in (0, 1):
+        made = of_worker(k)
+        made._now = now  # in shared memory, as it is for the workers of a loader
+        made.load_state_dict(states[k])
+        loaded.append(made)
+    for k, made in enumerate(loaded):
+        of_worker(k)
+        assert [batch["row"].tolist() for batch in made] == left[k]
+    assert len(left[0]) == len(left[1]) == 3
+
+
 def test_an_error_in_a_worker_says_what_it_says_here(tmp_path):
     capture(tmp_path / "s")
     file = next((tmp_path / "s" / "taps" / "maps" / "values").glob("c.1.*"))
