@@ -276,8 +276,8 @@ class BatchStream(_Chosen, torch.utils.data.IterableDataset[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` goes on from: epoch, and the batches that this rank has had of it.
 
-        In a worker it is what goes on in the same worker. A loader that does not ask its workers knows nothing
-        of what they made: count the batches that you took of it, and put the number in as `"batches"`.
+        In a worker it is what goes on in the same worker. A loader that does not ask its workers knows
+        nothing of what they made: count the batches that you took, and put the number in as `"batches"`.
         """
         return {"epoch": self.epoch, "batches": self._n_done, "order": self._said()}
 
