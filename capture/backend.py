@@ -112,7 +112,9 @@ class Session(ABC):
     def forward(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the model on a batch and return what it returns."""
 
-    def backward(self, output: Any, score: Score, labels: Any) -> None:
+    def backward(  # noqa: B027 (most have no gradients)
+        self, output: Any, score: Score, labels: Any
+    ) -> None:
         """Run the backward pass of `score` of the model's output, for taps of gradients; without, do nothing.
 
         Raises:

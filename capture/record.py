@@ -16,7 +16,7 @@ from .progress import Progress
 from .reader import Run, open_run
 from .recorder import Facts, Recorder
 from .report import StageReport
-from .score import Score
+from .score import Score, check_score
 from .store import Manifest
 from .taps import Patterns
 
@@ -158,6 +158,8 @@ def record_dataset(
         Exception: and what `record` raises.
     """
     chosen = backend_named(backend) if backend else backend_for(model)
+    if score is not None:
+        check_score(score)
     if batch_size < 1:
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
     source = chosen.source(data)

@@ -125,8 +125,8 @@ class Recorder:
         self._session = self._backend.session(self._model, self._layers)
         if self._score is not None and not self._session.gradients:
             raise PlanError(
-                f"a score ({score_text(self._score)}) is what gradients are of, and no layer is tapped for its "
-                "gradient: add :grad to a layer's name, or leave the score out"
+                f"a score ({score_text(self._score)}) is what gradients are of, and no layer is tapped for "
+                "its gradient: add :grad to a layer's name, or leave the score out"
             )
         self._session.attach(self)
         self._laps.lap("start")

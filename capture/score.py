@@ -36,8 +36,8 @@ def check_score(score: Score) -> None:
         return
     if isinstance(score, bool) or not isinstance(score, int) or score < 0:
         raise PlanError(
-            f"there is no score {score!r}; it is {PREDICTION!r}, {LABEL!r}, the number of a class, or (in Python) "
-            "a callable that makes one value a row of the model's output"
+            f"there is no score {score!r}; it is {PREDICTION!r}, {LABEL!r}, the number of a class, or (in "
+            "Python) a callable that makes one value a row of the model's output"
         )
 
 
