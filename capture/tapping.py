@@ -1,12 +1,13 @@
 """`tap`: a place in the user's own forward that can be captured, where there is no layer.
 
 It is called in every forward of a model for ever, and recorded in few: while nothing records, it looks at
-one empty tuple and returns what it got. This module imports nothing, so that `import layertap` stays light.
+one empty tuple and returns what it got. This module imports no other, so that `import layertap` stays light.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -35,6 +36,16 @@ def listen(listener: Listener) -> None:
     """Let `listener` have what `tap` gets, until `leave`; what it returns goes on in the forward."""
     global _listeners
     _listeners = (*_listeners, listener)
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Let `listener` listen for a while."""
+    listen(listener)
+    try:
+        yield
+    finally:
+        leave(listener)
 
 
 def leave(listener: Listener) -> None:

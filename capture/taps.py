@@ -128,14 +128,25 @@ def select(layers: Sequence[Layer], patterns: Patterns) -> list[Choice]:
     choices, misses = choose(layers, patterns)
     if misses:
         raise SelectionError(no_match(layers, misses[0]))
+    check_some(choices)
     return choices
+
+
+def check_some(choices: Sequence[Choice]) -> None:
+    """Refuse that nothing is left.
+
+    Raises:
+        SelectionError: nothing is.
+    """
+    if not choices:
+        raise SelectionError("every layer that was chosen was taken away again by a pattern with !")
 
 
 def choose(layers: Sequence[Layer], patterns: Patterns) -> tuple[list[Choice], list[Pattern]]:
     """Return what `select` does, and the patterns that match nothing.
 
     Raises:
-        SelectionError: there is no pattern, or all that was chosen was taken away again.
+        SelectionError: there is no pattern.
     """
     chosen: dict[tuple[str, str], set[TapName] | None] = {}
     misses: list[Pattern] = []
@@ -151,8 +162,6 @@ def choose(layers: Sequence[Layer], patterns: Patterns) -> tuple[list[Choice], l
                 chosen[name, kind] = None
             elif (taps := chosen.setdefault((name, kind), set())) is not None:
                 taps.add(tap)
-    if not chosen and not misses:
-        raise SelectionError("every layer that was chosen was taken away again by a pattern with !")
     found = [
         Choice(layer, frozenset(chosen[layer.name, kind] or ()), kind)
         for layer in layers
@@ -168,11 +177,13 @@ def as_list(patterns: Patterns) -> list[Pattern]:
     Raises:
         SelectionError: there is none.
     """
-    if isinstance(patterns, str) or callable(patterns) or _is_pair(patterns):
-        return [patterns]  # type: ignore[list-item]
+    if isinstance(patterns, str) or callable(patterns):
+        return [patterns]
+    if _is_pair(patterns):
+        return [(patterns[0], patterns[1])]  # type: ignore[list-item]
     if not patterns:
         raise SelectionError("no layers were asked for; name some, or ** for all of them")
-    return list(patterns)  # type: ignore[arg-type]
+    return list(patterns)
 
 
 def asks_for(patterns: Patterns, kind: str) -> bool:
@@ -333,7 +344,7 @@ def replaced(value: Any, path: Path, leaf: Any) -> Any:
     if isinstance(value, dict):
         value[next(other for other in value if other == key or _key(other) == key)] = inner
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        return value._replace(**{str(key): inner})
+        return type(value)(*[inner if name == key else getattr(value, name) for name in value._fields])
     elif isinstance(value, tuple):
         return type(value)([inner if i == key else item for i, item in enumerate(value)])
     elif isinstance(value, list):
