@@ -51,4 +51,4 @@ def heard_by(listener: Listener) -> Iterator[None]:
 def leave(listener: Listener) -> None:
     """Undo `listen`."""
     global _listeners
-    _listeners = tuple(other for other in _listeners if other is not listener)
+    _listeners = tuple(other for other in _listeners if other != listener)

@@ -90,7 +90,7 @@ def test_a_function_that_is_tapped_may_return_anything(tmp_path):
         (["hidden"], ["hidden"]),
         (["loop[x]", "logits"], ["logits", "loop[x]"]),
         (["type:tap", "!loop"], ["hidden"]),
-        (["re:l.*", "!logits"], [t for t in ("loop[x]", "loop[pair][0]", "loop[pair][1]")]),
+        (["re:l.*", "!logits"], ["loop[x]", "loop[pair][0]", "loop[pair][1]"]),
         (["loop#2[pair][1]"], ["loop#2[pair][1]"]),
     ],
 )
@@ -116,7 +116,7 @@ def test_in_functions_what_is_not_there_is_named_with_the_closest(tmp_path):
             lt.tap("some", batch)
         return {}
 
-    with pytest.raises(lt.CaptureError, match="lt.tap gave some in the first call and not in this one"):
+    with pytest.raises(lt.CaptureError, match=r"lt.tap gave some in the first call and not in this one"):
         lt.record_dataset(sometimes, rows(), tmp_path / "s", ["some"], batch_size=4)
 
 

@@ -234,6 +234,7 @@ def test_a_model_on_the_meta_device_is_refused(tmp_path):
         lt.record_dataset(model, rows(), tmp_path / "s", ["stem"])
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_quantized_tensors_are_captured_by_the_values_that_they_stand_for(tmp_path, per_channel):
     def make(x: Tensor) -> Tensor:
