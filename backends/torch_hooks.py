@@ -101,7 +101,7 @@ class Hook:
             if session.learning:
                 session.learn(self, call + 1, value)
             return
-        for tap in self.taps_of(call):
+        for tap in self.calls[call] if call < len(self.calls) else self.taps_of(call):
             tensor = value if not tap.path else session.find(value, tap)
             if tap.dequantized:
                 tensor = tensor.dequantize()

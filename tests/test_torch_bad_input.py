@@ -259,6 +259,10 @@ def test_complex_tensors_and_their_lazy_conjugates_are_captured(tmp_path, codec)
     run = lt.record_dataset(Gives(make), rows(), tmp_path / "s", ["inner"], batch_size=4, codec=codec)
     assert run["inner"].dtype == np.complex64
     assert np.array_equal(run["inner"][...], rows() - 2j * rows())
+    with lt.record(Gives(make), tmp_path / "loop", ["inner"], codec=codec) as rec:
+        column = rec(torch.from_numpy(rows()))
+        rec.annotate(column=column)
+    assert np.array_equal(lt.open(tmp_path / "loop").rows["column"][...], run["inner"][...])
     grad = lt.record_dataset(
         Gives(make), rows(), tmp_path / "g", ["inner:grad"], score=lambda out: out.abs().square().sum(1)
     )
