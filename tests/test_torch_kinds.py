@@ -398,15 +398,19 @@ def test_two_backward_passes_in_one_step_are_refused(tmp_path, first):
 
 def test_a_backward_pass_after_the_recording_or_a_step_later_changes_nothing(tmp_path):
     x = torch.from_numpy(rows(4))
-    model = cam()
-    with lt.record(model, tmp_path / "s", ["early:grad"]) as rec:
-        out = rec(x)
-        out.sum().backward(retain_graph=True)
-        rec(x * 2).sum().backward()
-        expected = gradients(cam(), (x * 2).numpy(), lambda out, rows: out)["early:grad"][0].numpy()
-        out.sum().backward(retain_graph=True)  # of the first step
+    old = []
+    with lt.record(cam(), tmp_path / "s", ["early:grad"]) as rec:
+        for factor in (1, 2, 3):
+            out = rec(x * factor)
+            out.sum().backward(retain_graph=True)
+            for before in old:
+                before.sum().backward(retain_graph=True)
+            old.append(out)
     out.sum().backward()
-    assert np.array_equal(lt.open(tmp_path / "s")["early:grad"][4:], expected)
+    got = lt.open(tmp_path / "s")["early:grad"]
+    for i, factor in enumerate((1, 2, 3)):
+        expected = gradients(cam(), (x * factor).numpy(), lambda out, rows: out)["early:grad"][0]
+        assert np.array_equal(got[4 * i : 4 * i + 4], expected.numpy())
 
 
 @pytest.mark.parametrize(
