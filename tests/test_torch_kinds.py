@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,6 +320,30 @@ def test_the_graph_of_a_data_set_begins_at_the_tapped_layer(tmp_path):
         t is model.after.weight or t.data_ptr() == model.after.weight.data_ptr() or t.ndim == 2 for t in saved
     )
     assert sum(t.shape == (4, 4) for t in saved) == 0
+
+
+def test_a_graph_is_gone_before_the_next_forward(tmp_path):
+    """Counted: what graphs have saved, as the next forward begins."""
+
+    class Saved:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            saved.add(self)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tapped, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            alive.append(len(saved))
+            return self.head(self.tapped(x).tanh())
+
+    saved: weakref.WeakSet[Saved] = weakref.WeakSet()
+    alive: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda one: one.tensor):
+        lt.record_dataset(Model(), rows(40), tmp_path / "s", ["tapped:grad"], batch_size=4)
+    assert alive == [0] * 10
 
 
 def test_a_model_of_frozen_weights_and_tokens_has_gradients(tmp_path):
