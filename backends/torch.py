@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, tee
 from typing import Any
 
@@ -26,25 +27,55 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..capture import tapping
 from ..capture.backend import Backend, Json, Learned, Session, Sink, Surveyed
 from ..capture.checksum import crc32c
 from ..capture.columns import check_cast
-from ..capture.data import Batch, Preprocess, SampleSource, Source
+from ..capture.data import Batch, Source
 from ..capture.dtypes import BFLOAT16, DType
 from ..capture.errors import CaptureError, DataError, PlanError
 from ..capture.layout import Layout
 from ..capture.pipeline import Memory, Piece, Slab
-from ..capture.taps import ROOT, Choice, Layer, Path, Patterns, TapName, flatten, follow, select
+from ..capture.score import Score
+from ..capture.taps import (
+    ROOT,
+    Choice,
+    Layer,
+    Pattern,
+    Patterns,
+    TapName,
+    asks_for,
+    check_some,
+    choose,
+    follow,
+)
 from . import torch_compile as compiled
+from .torch_data import TorchSource, handed_over, normalisation
+from .torch_gradients import Gradients
+from .torch_hooks import (
+    HOOKS,
+    AttentionHook,
+    Handle,
+    Hook,
+    Listener,
+    Order,
+    Tap,
+    hook_of,
+    tensors_in,
+)
+from .torch_refusals import (
+    UNSEEN,
+    check_made,
+    check_no_replica,
+    check_rows_first,
+    check_scripted,
+    check_tensor,
+    silent,
+)
 from .torch_slabs import DEVICES, TORCH_DTYPES, Device, DeviceSlabs, HostSlabs, prepare
+from .torch_survey import Survey
 
 is_compiling = torch.compiler.is_compiling
-
-_UNSEEN = (
-    "it ran where no hook is seen. A CUDA graph that is replayed (torch.cuda.make_graphed_callables) and an "
-    "exported program run none: record the model without them. A function that torch.compile had compiled "
-    "before may keep the code that it had: call torch.compiler.reset() before the recording"
-)
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -59,25 +90,34 @@ class TorchBackend(Backend):
         return isinstance(model, nn.Module)
 
     def layers(self, model: Any) -> list[Layer]:
-        """Return the model and all of its modules; a shared module under each of its names.
+        """Return the model and all of its modules; a shared module under the first of its names.
 
-        A compiled module is not told from a plain one.
+        A module that is compiled, or run in parallel, is not told from a plain one.
         """
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in compiled.named_originals(model):
+            names.setdefault(module, []).append(name or ROOT)
         return [
-            Layer(name or ROOT, tuple(c.__name__ for c in type(module).__mro__), module)
-            for name, module in compiled.named_originals(model)
+            Layer(name, tuple(c.__name__ for c in type(module).__mro__), module, tuple(aliases))
+            for module, (name, *aliases) in names.items()
         ]
 
     def session(self, model: Any, layers: Patterns) -> Session:
         """Choose `layers` of `model`.
 
+        What matches no layer may be what `lt.tap` calls a value, which the first forward shows.
+
         Raises:
-            PlanError: one of them runs without Python, inside a module that `torch.jit` made.
+            PlanError: one of them runs without Python, inside a module that `torch.jit` made; or the model's
+                weights are not made yet.
         """
         there = self.layers(model)
-        choices = select(there, layers)
-        _check_scripted(there, choices)
-        return TorchSession(model, choices)
+        choices, misses = choose(there, layers)
+        if not misses:
+            check_some(choices)
+        check_scripted(there, choices)
+        check_made(model)
+        return TorchSession(model, choices, there, layers, misses)
 
     def describe(self, model: Any) -> Json:
         """Return the model's type, its number of parameters, and a checksum of its weights."""
@@ -100,7 +140,7 @@ class TorchBackend(Backend):
                 "use record() around the loop"
             )
         if isinstance(data, torch.utils.data.Dataset):
-            return TorchSource(data, preprocess=_normalisation(getattr(data, "transform", None)))
+            return TorchSource(data, preprocess=normalisation(getattr(data, "transform", None)))
         return super().source(data)
 
     def place(self, model: Any, device: str | None) -> Any:
@@ -111,36 +151,11 @@ class TorchBackend(Backend):
             raise PlanError(f"the model cannot be moved to {device!r}: {error}") from error
 
     def survey(self, model: Any, batch: Batch) -> list[Surveyed]:
-        """Run `model` once, in evaluation mode, and note every module's outputs."""
-        layers = self.layers(model)
-        session = TorchSession(model, [])
-        notes: dict[str, list[Any]] = {layer.name: [] for layer in layers}
-
-        def note(name: str, output: Any) -> None:
-            call = len(notes[name]) + 1
-            leaves = flatten(output, lambda value: isinstance(value, Tensor))
-            notes[name].append(
-                [
-                    (TapName(name, call, p), tuple(t.shape), str(t.dtype).removeprefix("torch."))
-                    for p, t in leaves
-                ]
-            )
-
-        handles = [
-            layer.module.register_forward_hook(lambda m, args, output, name=layer.name: note(name, output))
-            for layer in layers
-        ]
-        try:
-            with session.inference(), compiled.eagerly():
-                session.forward(batch.inputs, batch.kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [
-            Surveyed(layer, len(calls), tuple(tap for call in calls for tap in call))
-            for layer in layers
-            for calls in [notes[layer.name]]
-        ]
+        """Run `model` once, in evaluation mode, and note what every module gets and gives."""
+        session, survey = TorchSession(model, []), Survey(self.layers(model))
+        with session.inference(), compiled.eagerly(), survey:
+            session.forward(batch.inputs, batch.kwargs)
+        return survey.found()
 
     def batches(self, source: Source, steps: Iterable[range], workers: int) -> Iterator[Batch]:
         """Yield batches; a torch `Dataset` is read by a `DataLoader`, with worker processes if asked."""
@@ -154,111 +169,51 @@ class TorchBackend(Backend):
             num_workers=workers,
             collate_fn=list,
         )
-        for step, samples in zip(steps, _handed_over(loader), strict=True):
+        for step, samples in zip(steps, handed_over(loader), strict=True):
             yield source.collate(step, samples)
-
-
-def _handed_over(loader: Any) -> Iterator[list[Any]]:
-    """Yield what the workers load; name one that dies while it hands over a batch, which torch does not."""
-    try:
-        yield from loader
-    except (ConnectionError, EOFError) as error:
-        raise DataError(
-            "a DataLoader worker died while it handed over a batch: killed, perhaps for want of memory. "
-            "Give fewer workers; with none (--workers 0, workers=0) an error of the data shows where it is"
-        ) from error
-
-
-class TorchSource(SampleSource):
-    """A torch `Dataset` of tensors, PIL images or dicts."""
-
-    def stack(self, values: Sequence[Any]) -> Any:
-        """Stack to one tensor.
-
-        Raises:
-            DataError: the values differ in shape.
-        """
-        tensors = [torch.as_tensor(value) for value in values]
-        shapes = {tuple(tensor.shape) for tensor in tensors}
-        if len(shapes) > 1:
-            raise DataError(
-                f"the inputs of one batch differ in shape: {', '.join(map(str, sorted(shapes)))}; "
-                "resize or pad them in the data set's transform"
-            )
-        return torch.stack(tensors)
-
-
-class _Tap:
-    """Where one tensor of one call goes."""
-
-    __slots__ = ("index", "path", "step")
-
-    def __init__(self, index: int, path: Path) -> None:
-        self.index, self.path, self.step = index, path, -1
-
-
-class _Hook:
-    """The forward hook of one layer."""
-
-    __slots__ = ("call", "calls", "choice", "layer", "session")
-
-    def __init__(self, session: TorchSession, choice: Choice) -> None:
-        self.session, self.choice, self.layer = session, choice, choice.layer.name
-        self.call = 0
-        self.calls: list[list[_Tap]] = []
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if is_compiling():
-            compiled.trace_tap(self.session.number, self.layer, output)
-        else:
-            self.take(output)
-
-    def take(self, output: Any) -> None:
-        """Copy what this call of the layer gave."""
-        session = self.session
-        call = self.call
-        self.call = call + 1
-        if session.copies is None:
-            if session.learning:
-                session.learn(self.choice, call + 1, output)
-            return
-        if call >= len(self.calls):
-            if self.choice.only:
-                return
-            raise CaptureError(
-                f"{self.choice.layer.name} was called {call + 1} times in this forward and "
-                f"{len(self.calls)} times in the first; every forward must call it alike"
-            )
-        for tap in self.calls[call]:
-            tensor = output if not tap.path else session.find(output, tap)
-            session.copy(tap, tensor)
 
 
 class TorchSession(Session):
     """One module with hooks on its chosen layers."""
 
-    unseen = _UNSEEN
+    unseen = UNSEEN
 
-    def __init__(self, model: nn.Module, choices: Sequence[Choice]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        choices: Sequence[Choice],
+        there: Sequence[Layer] = (),
+        patterns: Patterns = (),
+        misses: Sequence[Pattern] = (),
+    ) -> None:
         self.model = model
+        #: What runs the rows of one process, with or without `DataParallel` or DDP around it.
+        self._root = compiled.undistributed(model)
+        self._runs = model
         self.learning = False
         #: The prepared views of this step's pieces, with the rows; None where nothing is copied.
         self.copies: list[tuple[list[Tensor], Piece]] | None = None
         self._whole: list[Tensor] | None = None
-        self._hooks = [_Hook(self, choice) for choice in choices]
-        self._handles: list[RemovableHandle] = []
+        self._hooks = [hook_of(self, choice) for choice in choices]
+        self._handles: list[Handle] = []
+        self._order = Order()
         self._sink: Sink | None = None
         self._kept: dict[TapName, Tensor] = {}
         self._seen: list[TapName] = []
-        self._types: dict[str, str] = {choice.layer.name: choice.layer.type for choice in choices}
         self._names: list[TapName] = []
         self._shapes: list[torch.Size] = []
         self._sizes: list[torch.Size] = []
         self._n_rows = 0
-        self._step = 0
+        self.step = 0
         self._memory: HostSlabs | DeviceSlabs | None = None
         self._device: Device | None = None
-        self._by_layer = {hook.layer: hook for hook in self._hooks}
+        self._by_place = {hook.place: hook for hook in self._hooks}
+        self.listener = Listener(self, there, patterns, misses)
+        self.late = Gradients(self)
+        self.gradients = bool(patterns) and asks_for(patterns, "grad")
+        #: Where the step's gradients go, which come after its forward, and whether they are learnt.
+        self._of_step: tuple[Any, Any, bool] = (None, None, False)
+        self._quantized: set[TapName] = set()
         self._aside: compiled.SetAside | None = None
         #: By what number traced hooks find this session while it is attached.
         self.number = -1
@@ -270,17 +225,20 @@ class TorchSession(Session):
         self.number = compiled.open_recording(self)
         try:
             layers = (hook.choice.layer.module for hook in self._hooks)
-            self._aside = compiled.SetAside((compiled.original(self.model), *layers))
-            self._handles.append(self.model.register_forward_pre_hook(self._pre_hook, with_kwargs=True))
+            self._aside = compiled.SetAside((compiled.original(self._root), *layers))
+            self._put_on([self._root.register_forward_pre_hook(self._pre_hook, with_kwargs=True)])
             for hook in self._hooks:
-                self._handles.append(hook.choice.layer.module.register_forward_hook(hook))
-            self._handles.append(self.model.register_forward_hook(self._post_hook))
+                self._put_on(hook.register())
+            self._put_on([self._root.register_forward_hook(self._post_hook)])
+            tapping.listen(self.listener)
         except BaseException:
             self.detach()
             raise
 
     def detach(self) -> None:
         """Remove the hooks and let go of all tensors."""
+        tapping.leave(self.listener)
+        self._order = Order()
         while self._handles:
             self._handles.pop().remove()
         if self._aside is not None:
@@ -291,60 +249,138 @@ class TorchSession(Session):
             self._memory.release()
             self._memory = None
         self._kept.clear()
+        self.late.forget()
         self._sink = None
         self.copies = self._whole = None
         self.learning = False
+        self._of_step = (None, None, False)
 
     def forward(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module on a batch, moved to where its parameters are."""
         move = self._mover()
-        return self.model(*map(move, inputs), **{key: move(value) for key, value in kwargs.items()})
+        return self._runs(*map(move, inputs), **{key: move(value) for key, value in kwargs.items()})
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Run in evaluation mode without gradients; every module gets its own mode back."""
+        """Run in evaluation mode; every module gets its own mode back.
+
+        There are no gradients, unless some are tapped: then they begin at the tapped layers. What cannot be
+        seen in compiled code runs without it.
+        """
         training = [module for module in self.model.modules() if module.training]
+        eager = self.gradients or any(isinstance(hook, AttentionHook) for hook in self._hooks)
         self.model.eval()
+        self._runs = self._root
         try:
-            with torch.no_grad():  # inference_mode would poison what a model caches for later training
+            with contextlib.ExitStack() as stack:
+                if self.gradients:
+                    stack.enter_context(self.late.begin_at_taps(self.model))
+                else:
+                    # inference_mode would poison what a model caches for later training
+                    stack.enter_context(torch.no_grad())
+                if eager:
+                    stack.enter_context(compiled.eagerly())
                 yield
         finally:
+            self._runs = self.model
             for module in training:
                 module.training = True
 
-    def learn(self, choice: Choice, call: int, output: Any) -> None:
-        """Keep copies of what a layer gave in the first step."""
-        for path, tensor in flatten(output, lambda value: isinstance(value, Tensor)):
-            tap = TapName(choice.layer.name, call, path)
-            self._seen.append(tap)
-            if choice.takes(tap):
-                _check_recurrent(choice.layer, tap)
-                if tap in self._kept:
-                    raise CaptureError(f"two tensors are called {tap}; choose another part of the output")
-                _check_tensor(tap, tensor, self._n_rows)
-                self._kept[tap] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    def backward(self, output: Any, score: Score, labels: Any) -> None:
+        """Run down to the tapped layers; no parameter's gradient is touched."""
+        self.late.run(output, score, labels)
+
+    def learn(self, hook: Hook, call: int, value: Any) -> None:
+        """Keep copies of what a hook was given in the first step."""
+        for path, tensor in tensors_in(value):
+            tap = TapName(hook.choice.layer.name, call, path, hook.choice.kind)
+            if self.see(hook, tap, tensor):
+                self._keep(tap, tensor)
+
+    def see(self, hook: Hook, tap: TapName, tensor: Tensor) -> bool:
+        """Note a tap that is there in the first step; return whether it is chosen.
+
+        Raises:
+            CaptureError: it is, and cannot be captured.
+        """
+        self._seen.append(tap)
+        if not hook.choice.takes(tap):
+            return False
+        if tap in self._kept:
+            raise CaptureError(f"two tensors are called {tap}; choose another part of the output")
+        check_rows_first(hook.choice.layer, tap)
+        check_tensor(tap, tensor, self._n_rows)
+        return True
+
+    def arrive(self, step: int, name: TapName, tap: Tap | None, gradient: Tensor) -> None:
+        """Take a gradient, which comes after the forward of its step.
+
+        Raises:
+            CaptureError: it has come already.
+        """
+        if step != self.step or self._sink is None:
+            return
+        if name in self._kept if tap is None else tap.step == step:
+            raise CaptureError(
+                f"{name} came a second time in one step: a gradient is whole after one backward(), so add up "
+                "what it is called on"
+            )
+        copies, whole, learning = self._of_step
+        if tap is None:
+            if learning:
+                self._keep(name, gradient)
+            return
+        before = self.copies, self._whole
+        self.copies, self._whole = copies, whole
+        try:
+            self.copy(tap, gradient)
+        finally:
+            self.copies, self._whole = before
+        assert self._memory is not None
+        self._memory.computed()
+
+    def _keep(self, tap: TapName, tensor: Tensor) -> None:
+        tensor = tensor.detach()
+        if tensor.is_quantized:
+            self._quantized.add(tap)
+            tensor = tensor.dequantize()
+        self._kept[tap] = tensor.clone(memory_format=torch.contiguous_format)
+
+    def expect(self, tap: Tap, output: Any) -> Tensor:
+        """Let the gradient of a part of `output` come to `tap`; return what goes on in the forward."""
+        tensor = self.find(output, tap)
+        self._check_shape(tap, tensor)
+        return self.late.expect(self._names[tap.index], tap, tensor)
+
+    def add(self, hooks: Iterable[Hook]) -> None:
+        """Take in hooks that the first forward brought."""
+        self._hooks += hooks
 
     def learned(self) -> list[Learned]:
         """Return the taps of the first step, layer by layer in the order of the model."""
+        self.listener.check_misses()
         found: list[Learned] = []
         for hook in self._hooks:
-            name = hook.choice.layer.name
-            taps = [tap for tap in self._kept if tap.layer == name]
-            seen = [tap for tap in self._seen if tap.layer == name]
+            layer, kind = hook.choice.layer, hook.choice.kind
+            seen = [tap for tap in self._seen if tap.layer == layer.name and tap.kind == kind]
+            taps = [tap for tap in seen if tap in self._kept]
             if not seen:
-                raise CaptureError(_silent(hook))
+                raise CaptureError(silent(hook))
+            if hook.late and (missing := [t for t in seen if hook.choice.takes(t) and t not in self._kept]):
+                raise CaptureError(self.late.missing(missing[0]))
             for wanted in hook.choice.only:
-                if not any(Choice(hook.choice.layer, frozenset((wanted,))).takes(tap) for tap in taps):
+                if not any(Choice(layer, frozenset((wanted,)), kind).takes(tap) for tap in taps):
                     raise CaptureError(
-                        f"{name} gave no {wanted} in the first forward; it gave {', '.join(map(str, seen))}"
+                        f"{layer.name} gave no {wanted} in the first forward; it gave "
+                        f"{', '.join(map(str, seen))}"
                     )
             hook.calls = [[] for _ in range(max(tap.call for tap in taps))]
             for tap in taps:
                 tensor = self._kept[tap]
-                hook.calls[tap.call - 1].append(_Tap(len(found), tap.path))
-                found.append(
-                    Learned(tap, self._types[name], tuple(tensor.shape[1:]), _numpy_dtype(tensor.dtype))
-                )
+                hook.calls[tap.call - 1].append(Tap(len(found), tap.path, tap in self._quantized))
+                dtype = _numpy_dtype(tensor.dtype)
+                aliases = tuple(str(replace(tap, layer=alias)) for alias in layer.aliases)
+                found.append(Learned(tap, layer.type, tuple(tensor.shape[1:]), dtype, aliases))
         self._names = [learned.tap for learned in found]
         return found
 
@@ -368,7 +404,14 @@ class TorchSession(Session):
         self._kept.clear()
 
     def transfer(self, pieces: Sequence[Piece]) -> Callable[[], None] | None:
-        """Start the device-to-host copy of the step; None on the host."""
+        """Start the device-to-host copy of the step; None on the host.
+
+        Raises:
+            CaptureError: a gradient did not come.
+        """
+        for hook in self._hooks:
+            if hook.late:
+                self._check_fired(hook)
         assert self._memory is not None
         return self._memory.transfer(pieces)
 
@@ -388,7 +431,7 @@ class TorchSession(Session):
         """Return a tensor, or anything array-like, on the host."""
         return _to_numpy(values) if isinstance(values, Tensor) else np.asarray(values)
 
-    def copy(self, tap: _Tap, tensor: Any) -> None:
+    def copy(self, tap: Tap, tensor: Any) -> None:
         """Copy one tap's rows to where they belong, casting if need be.
 
         Raises:
@@ -403,9 +446,9 @@ class TorchSession(Session):
             tensor = tensor.detach()
             for views, piece in self.copies or ():
                 views[index][piece.rows].copy_(tensor[piece.batch])
-        tap.step = self._step
+        tap.step = self.step
 
-    def find(self, output: Any, tap: _Tap) -> Any:
+    def find(self, output: Any, tap: Tap) -> Any:
         """Return the part of `output` that `tap` names.
 
         Raises:
@@ -420,6 +463,7 @@ class TorchSession(Session):
 
     def _pre_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         n_rows = _batch_rows((*args, *kwargs.values()))
+        check_no_replica(module)
         if is_compiling():
             compiled.trace_begin(self.number, n_rows)
         else:
@@ -445,9 +489,14 @@ class TorchSession(Session):
             )
         self.copies = self._whole = None
         self.learning = False
+        if self._root._forward_pre_hooks in self._order.restore() and self._gets_inputs:
+            raise CaptureError(
+                "a forward pre-hook was put on the model after the recording began, so what the model gets "
+                "is no longer what is captured: put it on before"
+            )
         pieces = self._sink.begin(n_rows)  # finishes the step before, which has rows of its own
         self._n_rows = n_rows
-        self._step += 1
+        self.step += 1
         for hook in self._hooks:
             hook.call = 0
         if pieces is None:
@@ -456,11 +505,17 @@ class TorchSession(Session):
             self.learning = True
         elif pieces:
             self._aim(pieces)
+        self.late.forget()
+        self._of_step = (self.copies, self._whole, self.learning)
 
-    def fire(self, layer: str, output: Any) -> None:
-        """Take what a layer in compiled code gave."""
-        if (hook := self._by_layer.get(layer)) is not None:
-            hook.take(output)
+    def fire(self, place: str, value: Any) -> None:
+        """Take what a hook in compiled code was given."""
+        if place.startswith(Listener.MARK):
+            if self.copies is not None or self.learning:
+                for heard in self.listener.hooks(place.removeprefix(Listener.MARK)):
+                    heard.fired(value)
+        elif (hook := self._by_place.get(place)) is not None:
+            hook.fired(value)
 
     def end(self) -> None:
         """Close the step.
@@ -471,18 +526,40 @@ class TorchSession(Session):
         assert self._sink is not None
         if self.copies is not None:
             for hook in self._hooks:
-                for call in hook.calls:
-                    for tap in call:
-                        if tap.step != self._step:
-                            raise CaptureError(
-                                f"{self._names[tap.index]} fired in the first forward and not in this one: "
-                                f"{_UNSEEN}"
-                            )
+                if not hook.late:
+                    self._check_fired(hook)
         self.copies = self._whole = None
         self.learning = False
         if self._memory is not None:
             self._memory.computed()
         self._sink.done()
+
+    def _put_on(self, handles: Iterable[Handle]) -> None:
+        for handle in handles:
+            self._handles.append(handle)
+            if isinstance(handle, RemovableHandle):
+                hooks = handle.hooks_dict_ref()
+                assert hooks is not None
+                self._order.note(hooks, handle.id)
+
+    @property
+    def _gets_inputs(self) -> bool:
+        """Whether what the model itself gets is tapped."""
+        return any(
+            hook.choice.layer.name == ROOT and hook.choice.kind in ("input", "attention")
+            for hook in self._hooks
+        )
+
+    def _check_fired(self, hook: Hook) -> None:
+        for call in hook.calls:
+            for tap in call:
+                if tap.step != self.step:
+                    name = self._names[tap.index]
+                    raise CaptureError(
+                        self.late.missing(name)
+                        if hook.late
+                        else f"{name} fired in the first forward and not in this one: {UNSEEN}"
+                    )
 
     def _aim(self, pieces: Sequence[Piece]) -> None:
         """Point the hooks at the memory of a step."""
@@ -492,7 +569,7 @@ class TorchSession(Session):
         fills = len(pieces) == 1 and pieces[0].start == 0 and pieces[0].batch == slice(0, self._n_rows)
         self._whole = self.copies[0][0] if fills else None
 
-    def _check_shape(self, tap: _Tap, tensor: Any) -> None:
+    def _check_shape(self, tap: Tap, tensor: Any) -> None:
         name = self._names[tap.index]
         if not isinstance(tensor, Tensor):
             raise CaptureError(f"{name} is a {type(tensor).__name__} this time, not a tensor")
@@ -521,65 +598,9 @@ class TorchSession(Session):
         return move
 
 
-compiled.leave_as_is(_Hook.__call__, TorchSession._pre_hook, TorchSession._post_hook)
-
-
-def _check_tensor(tap: TapName, tensor: Tensor, n_rows: int) -> None:
-    kind = None
-    if tensor.is_meta:
-        kind = "lies on the meta device and has no values"
-    elif tensor.layout is not torch.strided or tensor.is_nested:
-        kind = f"is {'nested' if tensor.is_nested else tensor.layout}, not a dense tensor"
-    elif tensor.dtype not in _NAMES:
-        kind = f"holds {tensor.dtype}, which a store cannot hold"
-    elif tensor.ndim == 0 or tensor.shape[0] != n_rows:
-        kind = f"has shape {tuple(tensor.shape)}; the batch has {n_rows} rows, and rows come first"
-        if tap.path:
-            kind += (
-                f". Choose the parts of {tap.layer} whose rows do, such as {TapName(tap.layer, path=(0,))}"
-            )
-    if kind is not None:
-        raise CaptureError(f"{tap} {kind}")
-
-
-def _check_recurrent(layer: Layer, tap: TapName) -> None:
-    """Refuse what a recurrent layer gives with its rows on the second axis.
-
-    The shape alone does not tell: a batch may have as many rows as the layer has steps or layers.
-    """
-    module = layer.module
-    if isinstance(module, nn.RNNBase) and (tap.path[:1] == (1,) or not module.batch_first):
-        first = "layers" if tap.path[:1] == (1,) else "steps"
-        raise CaptureError(
-            f"{tap} has {first} on its first axis, and rows come first. Choose "
-            + (
-                f"{layer.name}[0], the outputs"
-                if module.batch_first
-                else "a layer built with batch_first=True"
-            )
-        )
-
-
-def _silent(hook: _Hook) -> str:
-    layer = hook.choice.layer
-    if hook.call:
-        return f"{layer.name} ({layer.type}) gave no tensor: there is nothing to capture"
-    return (
-        f"{layer.name} ({layer.type}) did not run as a module in this forward. Either the forward does not "
-        f"call it (as with the projections inside nn.MultiheadAttention), or {_UNSEEN}"
-    )
-
-
-def _check_scripted(there: Sequence[Layer], choices: Sequence[Choice]) -> None:
-    scripted = [layer.name for layer in there if isinstance(layer.module, torch.jit.ScriptModule)]
-    for choice in choices:
-        name = choice.layer.name
-        around = next((s for s in scripted if name != s and (s == ROOT or name.startswith(f"{s}."))), None)
-        if around is not None:
-            raise PlanError(
-                f"{name} lies inside {'the model' if around == ROOT else around}, which torch.jit made: its "
-                "layers run without Python, and no hook sees them. Record the module that it was made from"
-            )
+compiled.leave_as_is(
+    *(kind.__call__ for kind in (*HOOKS, Listener)), TorchSession._pre_hook, TorchSession._post_hook
+)
 
 
 def _device_of(model: nn.Module) -> Device | None:
@@ -603,7 +624,7 @@ def _numpy_dtype(dtype: torch.dtype) -> DType:
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     array: NDArray[Any] = tensor.numpy()
@@ -623,19 +644,11 @@ def _batch_rows(values: Sequence[Any]) -> int:
 
 def _fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
+    state = model.state_dict()
+    for name, tensor in zip(compiled.plain_names(model, state), state.values(), strict=True):
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             continue
-        name = compiled.plain_name(key)
         data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
         crc = crc32c(data.data) if data.size else 0
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{crc:08x}\n".encode())
     return digest.hexdigest()[:32]
-
-
-def _normalisation(transform: Any) -> Preprocess:
-    """Read mean and standard deviation from a torchvision `Normalize` inside `transform`."""
-    for part in (transform, *getattr(transform, "transforms", ())):
-        if type(part).__name__ == "Normalize" and hasattr(part, "mean") and hasattr(part, "std"):
-            return Preprocess(tuple(map(float, part.mean)), tuple(map(float, part.std)))
-    return Preprocess()

@@ -43,8 +43,8 @@ class Recording(Protocol):
     def begin(self, n_rows: int) -> None:
         """Open a step."""
 
-    def fire(self, layer: str, output: Any) -> None:
-        """Take what a layer gave."""
+    def fire(self, place: str, value: Any) -> None:
+        """Take what a hook was given."""
 
     def end(self) -> None:
         """Close the step."""
@@ -71,14 +71,14 @@ def trace_begin(number: int, n_rows: int) -> None:
     torch.ops.layertap.begin(_TOKEN, number, n_rows)
 
 
-def trace_tap(number: int, layer: str, output: Any) -> None:
+def trace_tap(number: int, place: str, output: Any) -> None:
     """Leave a tap in the graph that is being traced."""
     assert _MARKS[number] is not None
     tensors, paths = [], []
     for path, tensor in flatten(output, _is_tensor):
         tensors.append(tensor.detach())
         paths.append(_KEYS.join([f"i{key}" if isinstance(key, int) else f"s{key}" for key in path]))
-    torch.ops.layertap.tap(_TOKEN, tensors, number, layer, _PATHS.join(paths))
+    torch.ops.layertap.tap(_TOKEN, tensors, number, place, _PATHS.join(paths))
 
 
 def trace_end(number: int) -> None:
@@ -97,22 +97,44 @@ def leave_as_is(*functions: Any) -> None:
 
 
 def original(module: nn.Module) -> nn.Module:
-    """Return the module that `torch.compile` wrapped, or `module` itself."""
-    while _is_wrapper(module):
-        module = module._orig_mod  # type: ignore[assignment]
+    """Return the module that `torch.compile` or a parallel wrapper stands around, or `module` itself."""
+    while (inner := _inside(module)) is not None:
+        module = getattr(module, inner)
     return module
 
 
-def named_originals(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module under the name that it has in a model that is not compiled."""
-    for name, module in model.named_modules(remove_duplicate=False):
-        if not _is_wrapper(module):
-            yield plain_name(name), module
+def undistributed(model: nn.Module) -> nn.Module:
+    """Return what `DataParallel` or `DistributedDataParallel` stands around, or `model` itself."""
+    found = module = model
+    while (inner := _inside(module)) is not None:
+        compiles = _is_wrapper(module)
+        module = getattr(module, inner)
+        if not compiles:
+            found = module
+    return found
 
 
-def plain_name(name: str) -> str:
-    """Return the name of a module or parameter as it is in a model that is not compiled."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+def named_originals(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module under the name that it has in a model that nothing stands around."""
+    module = original(model)
+    yield name, module
+    for child, inner in module._modules.items():
+        if inner is not None:
+            yield from named_originals(inner, f"{name}.{child}" if name else child)
+
+
+def plain_names(model: nn.Module, names: Iterable[str]) -> Iterator[str]:
+    """Yield the names of parameters as they are in a model that nothing stands around."""
+    around = {
+        f"{name}.{inner}.".lstrip("."): f"{name}.".lstrip(".")
+        for name, module in model.named_modules(remove_duplicate=False)
+        if (inner := _inside(module)) is not None
+    }
+    for name in names:
+        for prefix in sorted(around, key=len, reverse=True):
+            if name.startswith(prefix):
+                name = around[prefix] + name[len(prefix) :]
+        yield name
 
 
 @contextlib.contextmanager
@@ -193,6 +215,13 @@ def _is_wrapper(module: Any) -> bool:
     return frames is not None and isinstance(module, frames.OptimizedModule)
 
 
+def _inside(module: Any) -> str | None:
+    """Return where `module` keeps the one that it stands around."""
+    if _is_wrapper(module):
+        return "_orig_mod"
+    return "module" if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
+
+
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
@@ -223,9 +252,9 @@ def _run_begin(token: Tensor, number: int, n_rows: int) -> None:
         recording.begin(n_rows)
 
 
-def _run_tap(token: Tensor, tensors: list[Tensor], number: int, layer: str, paths: str) -> None:
+def _run_tap(token: Tensor, tensors: list[Tensor], number: int, place: str, paths: str) -> None:
     if (recording := _RECORDINGS.get(number)) is not None:
-        recording.fire(layer, _rebuild(tensors, paths))
+        recording.fire(place, _rebuild(tensors, paths))
 
 
 def _run_end(token: Tensor, number: int) -> None:
@@ -239,7 +268,7 @@ def _define() -> torch.library.Library:
     tags = [getattr(torch.Tag, name, None) for name in ("flexible_layout", "cudagraph_unsafe")]
     for schema, run in (
         ("begin(Tensor(a!) token, int number, SymInt n_rows) -> ()", _run_begin),
-        ("tap(Tensor(a!) token, Tensor[] tensors, int number, str layer, str paths) -> ()", _run_tap),
+        ("tap(Tensor(a!) token, Tensor[] tensors, int number, str place, str paths) -> ()", _run_tap),
         ("end(Tensor(a!) token, int number) -> ()", _run_end),
     ):
         known = tuple(tag for tag in tags if tag is not None)

@@ -25,7 +25,8 @@ from .dtypes import DType
 from .errors import MissingPackageError, PlanError, SelectionError
 from .layout import Layout
 from .pipeline import Memory, Piece, Slab
-from .taps import Layer, Patterns, TapName
+from .score import Score, logits_of
+from .taps import OUTPUT, Layer, Patterns, TapName
 
 Json = dict[str, Any]
 
@@ -48,6 +49,8 @@ class Learned:
     """Shape of one row."""
     dtype: DType
     """Element type, as the layer gives it."""
+    aliases: tuple[str, ...] = ()
+    """The tap's name under other names of the layer."""
 
     @property
     def name(self) -> str:
@@ -70,6 +73,8 @@ class Surveyed:
     """How often it was called."""
     outputs: tuple[tuple[TapName, tuple[int, ...], str], ...]
     """Taps of its calls, with the shape of the whole batch and the element type."""
+    kinds: tuple[str, ...] = (OUTPUT,)
+    """What it can be tapped for, of `taps.KINDS`."""
 
 
 class Sink(Protocol):
@@ -92,6 +97,8 @@ class Session(ABC):
 
     #: How a model can run without its taps, and what to do then, as the end of a sentence; empty: it cannot.
     unseen: str = ""
+    #: Whether gradients are among the taps.
+    gradients: bool = False
 
     @abstractmethod
     def attach(self, sink: Sink) -> None:
@@ -104,6 +111,16 @@ class Session(ABC):
     @abstractmethod
     def forward(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the model on a batch and return what it returns."""
+
+    def backward(  # noqa: B027 (most have no gradients)
+        self, output: Any, score: Score, labels: Any
+    ) -> None:
+        """Run the backward pass of `score` of the model's output, for taps of gradients; without, do nothing.
+
+        Raises:
+            DataError: the score is that of the label, and the rows have none.
+            CaptureError: the output has no such score.
+        """
 
     @abstractmethod
     def learned(self) -> list[Learned]:
@@ -149,7 +166,7 @@ class Session(ABC):
         Logits are floating-point and of shape (rows, classes); where the number of classes is known, it
         must be theirs. The result stays where the logits lie: a copy to the host would wait for a device.
         """
-        logits: Any = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+        logits = logits_of(output)
         shape = tuple(getattr(logits, "shape", ()))
         if len(shape) != 2 or shape[1] < 2 or n_classes not in (None, shape[1]):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .errors import CaptureError, DataError, LayertapError, PlanError, StoreExistsError
+from .errors import CaptureError, DataError, FormatError, LayertapError, PlanError, StoreExistsError
 from .printable import printable
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def input_options(command: Command) -> Command:
 def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
     """List what can be captured of a model.
 
-    MODEL is torchvision:NAME or file.py:factory. The model runs once, on three rows of DATA or on noise.
+    MODEL is torchvision:NAME or file.py:factory. The model runs once, on three rows of DATA or on noise. The
+    last column says what else of a layer can be captured, with that behind its name: conv1:input.
 
     \b
     layertap layers torchvision:resnet18
@@ -100,6 +102,7 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
     from .dtypes import named_dtype
     from .plan import show_bytes
     from .specs import load_model
+    from .taps import OUTPUT
 
     loaded = load_model(model)
     backend = backend_for(loaded.model)
@@ -121,19 +124,23 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
         raise PlanError(
             f"{model} does not run on {what}: {error}. Name DATA that fits it, or another --size"
         ) from error
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for one in found:
+        also = " ".join(f":{kind}" for kind in one.kinds if kind != OUTPUT)
         if not one.outputs:
             note = "no tensor" if one.calls else "not called"
-            rows.append((one.layer.name, one.layer.type, note, "", one.calls))
-        for tap, shape, dtype in one.outputs:
+            rows.append((one.layer.name, one.layer.type, note, "", one.calls, also))
+        for i, (tap, shape, dtype) in enumerate(one.outputs):
             per_row = shape[1:]
-            n_bytes = named_dtype(dtype).itemsize
-            for n in per_row:
-                n_bytes *= n
             text = " x ".join(map(str, per_row)) or "1"
-            rows.append((str(tap), one.layer.type, f"{text} {dtype}", show_bytes(n_bytes), one.calls))
-    click.echo(table(("name", "type", "output of one row", "bytes a row", "calls"), rows, right=(3, 4)))
+            try:
+                size = show_bytes(math.prod(per_row) * named_dtype(dtype).itemsize)
+            except FormatError:  # a type that a store cannot hold
+                size = ""
+            rows.append((str(tap), one.layer.type, f"{text} {dtype}", size, one.calls, "" if i else also))
+        rows += [(alias, one.layer.type, f"is {one.layer.name}", "", "", "") for alias in one.layer.aliases]
+    header = ("name", "type", "output of one row", "bytes a row", "calls", "also")
+    click.echo(table(header, rows, right=(3, 4)))
 
 
 @click.command()
@@ -141,11 +148,16 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
 @click.argument("data")
 @click.argument("store")
 @click.option(
-    "--layers", "patterns", multiple=True, required=True, help="Names, globs, re:..., type:...; commas."
+    "--layers",
+    "patterns",
+    multiple=True,
+    required=True,
+    help="Names, globs, re:..., type:..., and :input, :grad or :attention behind them; commas.",
 )
 @click.option(
     "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Rows of a forward."
 )
+@click.option("--score", help="What NAME:grad is the gradient of: prediction (default), label, or a class.")
 @click.option("--dtype", help="Cast floating-point values: float16, bfloat16, float32.")
 @click.option("--codec", default="none", show_default=True, help="none, lz4 (bit-shuffled), zstd.")
 @click.option("--memory", default="2GiB", show_default=True, help="Host memory that the engine may hold.")
@@ -160,6 +172,7 @@ def capture(
     store: str,
     patterns: tuple[str, ...],
     batch_size: int,
+    score: str | None,
     dtype: str | None,
     codec: str,
     memory: str,
@@ -178,9 +191,11 @@ def capture(
     layertap capture torchvision:resnet18 folder:pictures run.zarr --layers 'conv1,layer*.1' --resize 224
     layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --dtype float16
     layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --part 3/16
+    layertap capture torchvision:resnet18 folder:pictures run.zarr --layers layer4,layer4:grad --score label
     """
     from .backend import backend_for
     from .record import record_dataset
+    from .score import read_score
     from .specs import load_model
 
     loaded = load_model(model)
@@ -201,6 +216,7 @@ def capture(
                 batch_size=batch_size,
                 part=part,
                 workers=workers,
+                score=None if score is None else read_score(score),
                 dtype=dtype,
                 codec=codec,
                 memory=memory,

@@ -83,6 +83,7 @@ class Run:
         self.taps: dict[str, Tap] = {
             tap.name: Tap(self, i, about[tap.name]) for i, tap in enumerate(layout.taps)
         }
+        self._first_names = {alias: tap.name for tap in self.taps.values() for alias in tap.aliases}
         #: Column name -> `Array`: `id`, `label`, `prediction`, `picture` and the user's own.
         self.rows: dict[str, Array] = _Columns(
             (column.name, Array(self, len(layout.taps) + i)) for i, column in enumerate(layout.columns)
@@ -98,7 +99,7 @@ class Run:
 
     def __getitem__(self, name: str) -> Tap:
         try:
-            return self.taps[name]
+            return self.taps[self._first_names.get(name, name)]
         except KeyError:
             raise SelectionError(f"{self.path} holds no tap {name!r}. {closest(name, self.taps)}") from None
 
@@ -106,7 +107,7 @@ class Run:
         return iter(self.taps)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.taps
+        return name in self.taps or name in self._first_names
 
     def __len__(self) -> int:
         """Return the number of taps."""
@@ -558,7 +559,11 @@ class Tap(Array):
         self.layer: str = about.get("layer", self.name)
         #: Type of the layer, `Conv2d` for example.
         self.type: str = about.get("type", "")
-        #: Element type of the layer's output, before any cast.
+        #: What of the layer it is: `output`, `input`, `grad` or `attention`.
+        self.kind: str = about.get("kind", "output")
+        #: The tap's name under other names of the same layer.
+        self.aliases: tuple[str, ...] = tuple(about.get("aliases", ()))
+        #: Element type of what was tapped, before any cast.
         self.source_dtype: str = about.get("source_dtype", str(self.dtype))
 
 

@@ -16,6 +16,7 @@ from .progress import Progress
 from .reader import Run, open_run
 from .recorder import Facts, Recorder
 from .report import StageReport
+from .score import Score, check_score
 from .store import Manifest
 from .taps import Patterns
 
@@ -45,7 +46,8 @@ def record(
             capture was killed is gone on with: run the same loop again, and rows that are committed are not
             captured again.
         layers: names, globs, `re:` expressions, `type:` names or callables; see
-            `layertap.capture.taps.select`.
+            `layertap.capture.taps.select`. Gradients (`layer4:grad`) are captured as the loop calls
+            `backward()`, once in each step.
         dtype: cast floating-point values to `float16`, `bfloat16` or `float32`.
         codec: `none`, `lz4` (bit-shuffled) or `zstd`.
         memory: host memory that the engine may hold, `1GiB` for example.
@@ -91,6 +93,7 @@ def record_dataset(
     batch_size: int = 64,
     part: str | None = None,
     workers: int | None = None,
+    score: Score | None = None,
     dtype: str | None = None,
     codec: str = "none",
     memory: str | int = DEFAULT_MEMORY,
@@ -125,6 +128,10 @@ def record_dataset(
         part: `K/N`: capture part K of N alone, so that N processes on any number of machines make one store
             together; by `RANK` and `WORLD_SIZE` under torchrun. The store is the same for any N.
         workers: threads (processes for a torch `Dataset`) that load batches ahead.
+        score: where gradients are tapped (`layer4:grad`), what they are gradients of: the logit of the
+            `prediction` (the default), of the `label` or of a class, by its number; or a callable that makes
+            one value a row of the model's output. The backward pass runs down to the tapped layers, and no
+            parameter's `.grad` is touched.
         dtype: see `record`.
         codec: see `record`.
         memory: see `record`.
@@ -151,6 +158,8 @@ def record_dataset(
         Exception: and what `record` raises.
     """
     chosen = backend_named(backend) if backend else backend_for(model)
+    if score is not None:
+        check_score(score)
     if batch_size < 1:
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
     source = chosen.source(data)
@@ -174,6 +183,7 @@ def record_dataset(
             source.text_bytes(),
         ),
         backend=chosen,
+        score=score,
         n_rows=source.n_rows,
         batch_size=min(batch_size, source.n_rows),
         part=Part.parse(part) if part is not None else Part.of_environment(),

@@ -31,6 +31,7 @@ from .plan import Settings, check_memory, check_space, plan_layout, slots_of, st
 from .progress import Progress
 from .reader import Run, open_run
 from .report import StageReport
+from .score import PREDICTION, Score, score_text
 from .stages import Laps
 from .store import (
     Json,
@@ -76,6 +77,7 @@ class Recorder:
         settings: Settings,
         facts: Facts,
         backend: Backend,
+        score: Score | None = None,
         n_rows: int | None = None,
         batch_size: int | None = None,
         part: Part | None = None,
@@ -92,6 +94,7 @@ class Recorder:
         self._settings = replace(settings, upload_bytes=self.place.upload_bytes)
         self._facts = facts
         self._n_rows, self._batch_size, self._overwrite = n_rows, batch_size, overwrite
+        self._score = score
         self._part = part or Part()
         if self._part.n > 1 and overwrite:
             raise PlanError(
@@ -120,6 +123,11 @@ class Recorder:
         if self.place.exists():
             self._look_at_existing()
         self._session = self._backend.session(self._model, self._layers)
+        if self._score is not None and not self._session.gradients:
+            raise PlanError(
+                f"a score ({score_text(self._score)}) is what gradients are of, and no layer is tapped for "
+                "its gradient: add :grad to a layer's name, or leave the score out"
+            )
         self._session.attach(self)
         self._laps.lap("start")
         return self
@@ -209,11 +217,13 @@ class Recorder:
         """Run the model over the rows of `source` that are not committed yet."""
         assert self._session is not None
         n_classes = None if self._facts.classes is None else len(self._facts.classes)
+        score = PREDICTION if self._score is None else self._score
         # Closed on every way out, so that no thread or process goes on loading.
         with self._session.inference(), contextlib.closing(self._batches(source, workers)) as batches:
             for batch in batches:
                 self.row = batch.rows.start
                 output = self(*batch.inputs, **batch.kwargs)
+                self._session.backward(output, score, batch.columns.get("label"))
                 prediction = self._session.prediction(output, n_classes)
                 if prediction is not None:
                     batch.columns["prediction"] = prediction
@@ -419,7 +429,13 @@ class Recorder:
         self._kept_row_bytes = sum(tap.row_bytes for tap in learned)
         layout = plan_layout(taps, columns, step_rows, self._n_rows, self._settings, self._kept_row_bytes)
         about = {
-            tap.name: {"layer": tap.tap.layer, "type": tap.type, "source_dtype": str(tap.dtype)}
+            tap.name: {
+                "layer": tap.tap.layer,
+                "type": tap.type,
+                "kind": tap.tap.kind,
+                "aliases": list(tap.aliases),
+                "source_dtype": str(tap.dtype),
+            }
             for tap in learned
         }
         preprocess = self._facts.preprocess
@@ -438,9 +454,17 @@ class Recorder:
                 if value is not None
             },
             "classes": None if self._facts.classes is None else [str(name) for name in self._facts.classes],
+            "score": self._score_text(),
             "versions": versions(self._backend.name),
         }
         return Manifest(layout, self._n_rows, facts)
+
+    def _score_text(self) -> str | None:
+        """Return what the gradients of a data set are of; of a loop's own, nobody knows."""
+        assert self._session is not None
+        if not self._session.gradients or self._n_rows is None:
+            return None
+        return score_text(PREDICTION if self._score is None else self._score)
 
     def _same_plan(self, existing: Manifest, planned: Manifest) -> Manifest:
         """Return the plan of the store that is there, which decides the block length.

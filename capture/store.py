@@ -242,7 +242,7 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
     """
     lines = [
         f"{_MEANING.get(key, key)}: {existing.get(key)} there, {planned.get(key)} now"
-        for key in ("rows", "step_rows", "classes", "preprocess")
+        for key in ("rows", "step_rows", "classes", "preprocess", "score")
         if existing.get(key) != planned.get(key)
     ]
     for group, key in (
@@ -274,6 +274,7 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
 _MEANING = {
     "rows": "rows of the data set",
     "step_rows": "batch size",
+    "score": "score of the gradients",
     "type": "model",
     "weights": "weights of the model (fingerprint)",
     "fingerprint": "data (fingerprint)",

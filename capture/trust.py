@@ -245,17 +245,25 @@ def check_facts(facts: Json) -> None:
     for key in ("model", "data", "preprocess", "versions"):
         if not isinstance(facts.get(key, {}), dict):
             raise FormatError(f"{key!r} is {shown(facts[key])}; it should be an object")
+    if not isinstance(facts.get("score"), str | None) or len(facts.get("score") or "") > LONGEST_NAME:
+        raise FormatError(f"'score' is {shown(facts['score'])}; it should be a text")
     texts: dict[str, tuple[str, ...]] = {
         "model": ("name", "type", "backend", "weights"),
         "data": ("name", "fingerprint"),
         "versions": tuple(facts.get("versions", {})),
     }
     about = [(key, facts.get(key, {}), keys) for key, keys in texts.items()]
-    about += [(shown(tap), its, ("layer", "type", "source_dtype")) for tap, its in facts["taps"].items()]
+    about += [
+        (shown(tap), its, ("layer", "type", "kind", "source_dtype")) for tap, its in facts["taps"].items()
+    ]
     for what, its, keys in about:
         for key in keys:
             if not isinstance(its.get(key, ""), str | None) or len(its.get(key) or "") > LONGEST_NAME:
                 raise FormatError(f"{key!r} of {what} is {shown(its[key])}; it should be a text")
+    for tap, its in facts["taps"].items():
+        for alias in listed(its.get("aliases", []), f"'aliases' of {shown(tap)}"):
+            if type(alias) is not str or len(alias) > LONGEST_NAME:
+                raise FormatError(f"the alias {shown(alias)} of {shown(tap)} is no text")
     if facts.get("classes") is not None:
         for one in listed(facts["classes"], "'classes'"):
             if type(one) is not str or len(one) > LONGEST_NAME:

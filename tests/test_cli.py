@@ -32,6 +32,27 @@ broken = 3
 """
 
 
+NETWORK = """
+import layertap as lt
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+        self.same = self.head
+
+    def forward(self, x):
+        return lt.tap("raw", self.head(self.attn(x, x, x, need_weights=False)[0])).mean(1)
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
 def run(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -257,10 +278,44 @@ class TestTorch:
     def test_layers_lists_every_module_with_shape_bytes_and_calls(self):
         output = run("layers", "torchvision:resnet18", "--size", "3,64,64").output
         lines = {line.split()[0]: line.split() for line in output.splitlines()[1:]}
-        assert lines["conv1"] == ["conv1", "Conv2d", "64", "x", "32", "x", "32", "float32", "256KiB", "1"]
+        assert lines["conv1"] == [
+            *("conv1", "Conv2d", "64", "x", "32", "x", "32", "float32", "256KiB", "1", ":input", ":grad"),
+        ]
         assert lines["layer1.0.relu#2"][-1] == "2"
         assert lines["fc"][2:4] == ["1000", "float32"]
         assert len(lines) == 68 + 8  # 68 modules; the ReLU of each of the 8 blocks runs twice
+
+    def test_layers_shows_what_else_a_layer_offers_its_other_names_and_what_is_tapped(self, network):
+        lines = [
+            " ".join(line.split()) for line in run("layers", network, "--size", "4,8").output.splitlines()
+        ]
+        assert lines[1:] == [
+            ". Net 3 float32 12B 1 :input :grad",
+            "attn[0] MultiheadAttention 4 x 8 float32 128B 1 :input :attention :grad",
+            "attn.out_proj NonDynamicallyQuantizableLinear not called 0",
+            "head Linear 4 x 3 float32 48B 1 :input :grad",
+            "same Linear is head",
+            "raw tap 4 x 3 float32 48B 1 :grad",
+        ]
+
+    def test_gradients_of_a_score_are_captured(self, network, tmp_path):
+        np.save(tmp_path / "x.npy", np.ones((6, 4, 8), np.float32))
+        data, store = tmp_path / "x.npy", tmp_path / "s"
+        done = run("capture", network, data, store, "--layers", "attn:attention,raw,.:grad", "--score", "2")
+        assert done.exit_code == 0, done.output
+        assert lt.open(store)[".:grad"][...].tolist() == [[0, 0, 1]] * 6
+        assert lt.open(store)["attn:attention"].shape == (6, 2, 4, 4)
+        assert run("verify", store).exit_code == 0
+        again = fails("capture", network, data, store, "--layers", "attn:attention,raw,.:grad")
+        assert "score of the gradients: 2 there, prediction now" in again
+        assert "there is no score 'best'" in fails(
+            "capture", network, data, tmp_path / "t", "--layers", ".:grad", "--score", "best"
+        )
+
+    @pytest.fixture
+    def network(self, tmp_path):
+        (tmp_path / "network.py").write_text(NETWORK)
+        return f"{tmp_path}/network.py:build"
 
     def test_an_input_that_does_not_fit_is_an_error_that_names_size_and_data(self):
         message = fails("layers", "torchvision:resnet18", "--size", "1,64,64")

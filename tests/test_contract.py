@@ -12,8 +12,9 @@ pytest.importorskip("torch")
 
 import test_backend_arrays
 import test_backend_torch
-from layertap.backends import arrays
+from layertap.backends import arrays, torch_hooks
 from layertap.backends import torch as torch_backend
+from layertap.capture import tapping
 from layertap.capture.testing import BackendContract
 
 Broken = Callable[[pytest.MonkeyPatch], None]
@@ -24,7 +25,7 @@ def keeps_references(monkeypatch: pytest.MonkeyPatch) -> None:
     copy, end = torch_backend.TorchSession.copy, torch_backend.TorchSession.end
 
     def later(self: Any, tap: Any, tensor: Any) -> None:
-        tap.step = self._step
+        tap.step = self.step
         self.__dict__.setdefault("_later", []).append((tap, tensor))
 
     def at_the_end(self: Any, *args: Any) -> None:
@@ -37,17 +38,18 @@ def keeps_references(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leaks_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_backend.TorchSession, "detach", lambda self: None)
+    # What is no part of the model goes, or it would stay for the tests that follow.
+    monkeypatch.setattr(torch_backend.TorchSession, "detach", lambda self: tapping.leave(self.listener))
 
 
 def replaces_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = torch_backend._Hook.__call__
+    call = torch_hooks.Hook.__call__
 
     def returns_something(self: Any, module: Any, args: Any, output: Any) -> Any:
         call(self, module, args, output)
         return output * 1.5 if hasattr(output, "shape") else None
 
-    monkeypatch.setattr(torch_backend._Hook, "__call__", returns_something)
+    monkeypatch.setattr(torch_hooks.Hook, "__call__", returns_something)
 
 
 def ignores_later_calls(monkeypatch: pytest.MonkeyPatch) -> None:

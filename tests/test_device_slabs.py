@@ -163,6 +163,25 @@ def test_the_store_is_byte_for_byte_that_of_the_host(tmp_path, monkeypatch, size
     assert contents(tmp_path / "device") == contents(tmp_path / "host")
 
 
+def test_gradients_that_come_after_the_forward_go_the_same_way(tmp_path, monkeypatch):
+    def loop(path: Path) -> None:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(4, 3, 3, stride=4), nn.ReLU(inplace=True), nn.Flatten())
+        with lt.record(network, path, ["0", "0:grad", "1"], memory=MANY) as rec:
+            for batch in torch.from_numpy(inputs(22)).split(STEP):
+                logits = rec(batch)
+                logits.pow(3).sum().backward()
+                rec.annotate(prediction=logits.argmax(1))
+
+    loop(tmp_path / "host")
+    device = LateDevice()
+    monkeypatch.setitem(torch_slabs.DEVICES, "cpu", lambda _: device)
+    loop(tmp_path / "device")
+    assert len(device.copies) == 6
+    assert contents(tmp_path / "device") == contents(tmp_path / "host")
+    assert np.any(lt.open(tmp_path / "host")["0:grad"][...])
+
+
 def test_the_stand_in_shows_a_slab_that_is_filled_too_soon(tmp_path, monkeypatch, device):
     """Blocks of more steps than there are device slabs, and nothing else that waits before they are full."""
     capture(tmp_path / "right", SIZES["whole steps"])

@@ -696,13 +696,13 @@ def test_a_loaders_worker_that_dies_is_named(tmp_path, act, words):
 
 def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too():
     pytest.importorskip("torch")
-    from layertap.backends.torch import _handed_over
+    from layertap.backends.torch_data import handed_over
 
     def dies() -> Any:
         yield [1]
         raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 
-    batches = _handed_over(dies())
+    batches = handed_over(dies())
     assert next(batches) == [1]
     with pytest.raises(lt.DataError, match=r"a DataLoader worker died.*--workers 0"):
         next(batches)

@@ -15,6 +15,7 @@ from layertap.capture.codecs import CODECS
 from layertap.capture.dtypes import DTYPES
 from layertap.capture.layout import CHUNK_BYTES
 from layertap.capture.plan import dims_of
+from layertap.capture.taps import KINDS, TapName
 
 PAGE = (Path(__file__).parents[1] / "FORMAT.md").read_text()
 
@@ -76,6 +77,13 @@ def test_taps_and_columns_have_the_fields_that_the_page_lists(run):
     rows = table("The manifest", "key")
     for kind in ("taps", "columns"):
         assert sorted(names(rows[f"`{kind}`"])) == sorted(run.info[kind][0])
+
+
+def test_the_kinds_of_taps_are_the_pages():
+    kinds = table("The manifest", "`kind`")
+    assert {name.strip("`") for name in kinds} == set(KINDS)
+    names_of_taps = re.findall(r"\| `(layer[^`]*)` \|", PAGE)
+    assert {TapName.parse(name).kind for name in names_of_taps} == set(KINDS)
 
 
 def test_the_data_types_and_codecs_are_the_pages():

@@ -381,11 +381,23 @@ def test_facts_of_another_type_are_refused(store, key, value):
     refused(store, "attribute 'layertap' is not of format 1")
 
 
-@pytest.mark.parametrize("key", ["layer", "type", "source_dtype", "name", "dtype", "codec", "dims"])
+@pytest.mark.parametrize("key", ["layer", "type", "kind", "source_dtype", "name", "dtype", "codec", "dims"])
 @pytest.mark.parametrize("value", [{}, [], 3, ["x"], True])
 def test_a_tap_described_in_another_type_is_refused(store, key, value):
     hostile.edit(store, lambda manifest: manifest["taps"][0].update({key: value}))
     refused(store)
+
+
+@pytest.mark.parametrize("value", ["x", {}, 3, [3], [["x"]], ["x" * 70_000]])
+def test_other_names_of_a_tap_that_are_no_texts_are_refused(store, value):
+    hostile.edit(store, lambda manifest: manifest["taps"][0].update(aliases=value))
+    refused(store, "alias")
+
+
+@pytest.mark.parametrize("value", [{}, 3, ["x"], True, "x" * 70_000])
+def test_a_score_that_is_no_text_is_refused(store, value):
+    hostile.edit(store, lambda manifest: manifest.update(score=value))
+    refused(store, "'score'")
 
 
 @pytest.mark.parametrize(
@@ -405,9 +417,9 @@ def test_axes_that_no_array_has_are_refused(store, dims, shape, dtype):
 
 
 def test_facts_that_are_missing_are_not_needed(store):
-    for key in ("model", "data", "preprocess", "classes", "versions"):
+    for key in ("model", "data", "preprocess", "classes", "score", "versions"):
         hostile.edit(store, lambda manifest, key=key: manifest.pop(key))
-    for key in ("layer", "type", "source_dtype"):
+    for key in ("layer", "type", "kind", "aliases", "source_dtype"):
         hostile.edit(store, lambda manifest, key=key: manifest["taps"][0].pop(key))
     assert [error for error in hostile.use(store) if error != "FormatError"] == []
     assert lt.open(store).classes is None

@@ -9,7 +9,18 @@ import layertap as lt
 import numpy as np
 import pytest
 from layertap.capture.errors import PlanError, SelectionError
-from layertap.capture.taps import Choice, Layer, TapName, flatten, folder_name, follow, select
+from layertap.capture.taps import (
+    Choice,
+    Layer,
+    Patterns,
+    TapName,
+    asks_for,
+    flatten,
+    folder_name,
+    follow,
+    replaced,
+    select,
+)
 
 CONV = ("Conv2d", "_ConvNd", "Module", "object")
 LAYERS = [
@@ -65,6 +76,14 @@ def names(choices: list[Choice]) -> list[str]:
         ("[0]", TapName("[0]")),
         ("", TapName("")),
         ("zwei\nZeilen[é]", TapName("zwei\nZeilen", 1, ("é",))),
+        ("fc:input", TapName("fc", kind="input")),
+        ("fc#2:input[0][mask]", TapName("fc", 2, (0, "mask"), "input")),
+        ("a.b:grad", TapName("a.b", kind="grad")),
+        (".:attention", TapName(".", kind="attention")),
+        ("a:b:grad[1]", TapName("a:b", 1, (1,), "grad")),
+        ("a:gradient", TapName("a:gradient")),
+        ("a:input#2", TapName("a:input", 2)),
+        (":input", TapName(":input")),
     ],
 )
 def test_a_tap_name_parses_and_prints_to_the_same_text(text: str, tap: TapName) -> None:
@@ -75,6 +94,11 @@ def test_a_tap_name_parses_and_prints_to_the_same_text(text: str, tap: TapName) 
 def test_the_first_call_is_not_written() -> None:
     assert str(TapName("conv", 1)) == "conv"
     assert TapName.parse("conv#1") == TapName("conv")
+
+
+def test_the_kind_output_is_not_written() -> None:
+    assert TapName.parse("conv:output") == TapName("conv")
+    assert TapName.parse("conv#2:output[0]") == TapName("conv", 2, (0,))
 
 
 # Choosing
@@ -118,6 +142,78 @@ def test_a_pattern_chooses(pattern: str, expected: list[str]) -> None:
     else:
         with pytest.raises(SelectionError):
             select(LAYERS, pattern)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ("conv1:input", [("conv1", "input", [])]),
+        ("conv?:grad", [("conv1", "grad", [])]),
+        ("re:layer[12].1:input", [("layer1.1", "input", []), ("layer2.1", "input", [])]),
+        (
+            "type:Linear:input[0]",
+            [("odd[name]", "input", ["odd[name]:input[0]"]), ("fc", "input", ["fc:input[0]"])],
+        ),
+        ("lstm#2:input[hx][0]", [("lstm", "input", ["lstm#2:input[hx][0]"])]),
+        ("odd[name]:grad", [("odd[name]", "grad", [])]),
+        ((lambda name, module: name == "fc", ":input[1]"), [("fc", "input", ["fc:input[1]"])]),
+        ([(lambda name, module: name == "fc", ":grad")], [("fc", "grad", [])]),
+        (
+            ["fc:grad", "fc", "conv1", "fc:attention", "fc:input"],
+            [
+                ("conv1", "output", []),
+                *(("fc", kind, []) for kind in ("input", "attention", "output", "grad")),
+            ],
+        ),
+        (["fc", "fc:input[0]", "fc:input"], [("fc", "input", []), ("fc", "output", [])]),
+        (["f*", "f*:grad", "!fc:grad"], [("fc", "output", [])]),
+        (["f*", "f*:grad", "!fc:output"], [("fc", "grad", [])]),
+        (["f*", "f*:grad", "conv1", "!fc"], [("conv1", "output", [])]),
+    ],
+)
+def test_a_pattern_chooses_by_kind(patterns: Patterns, expected: list[tuple[str, str, list[str]]]) -> None:
+    chosen = [(c.layer.name, c.kind, sorted(map(str, c.only))) for c in select(LAYERS, patterns)]
+    assert chosen == expected
+
+
+def test_a_choice_takes_taps_of_its_kind_alone() -> None:
+    (choice,) = select(LAYERS, "lstm:input")
+    assert choice.takes(TapName("lstm", 2, (0,), "input"))
+    assert not choice.takes(TapName("lstm"))
+    (whole,) = select(LAYERS, "lstm")
+    assert not whole.takes(TapName("lstm", kind="grad"))
+
+
+def test_a_layer_whose_name_looks_like_a_kind_comes_first() -> None:
+    layers = [Layer("a", ()), Layer("a:input", ())]
+    assert [(c.layer.name, c.kind) for c in select(layers, "a:input")] == [("a:input", "output")]
+    assert [(c.layer.name, c.kind) for c in select(layers, "a:input:grad")] == [("a:input", "grad")]
+
+
+def test_other_names_of_a_layer_choose_it_unless_another_has_that_name() -> None:
+    layers = [Layer("a", (), aliases=("b", "c.d")), Layer("b", ()), Layer("e", ())]
+    assert (
+        names(select(layers, "c.d"))
+        == names(select(layers, "c.*"))
+        == names(select(layers, "re:c.*"))
+        == ["a"]
+    )
+    assert names(select(layers, "b")) == ["b"]
+    (choice,) = select(layers, "c.d#2:input[0]")
+    assert choice.takes(TapName("a", 2, (0,), "input"))
+
+
+def test_a_kind_that_a_layer_has_not_is_no_match() -> None:
+    layers = [Layer("a", (), kinds=("output", "grad")), Layer("b", ())]
+    assert names(select(layers, "*:input")) == ["b"]
+    with pytest.raises(SelectionError, match="a has no input to capture; it has output, grad"):
+        select(layers, "a:input")
+
+
+def test_what_is_asked_for_by_kind_is_known_before_layers_are() -> None:
+    assert asks_for(["a", "b.*:grad"], "grad")
+    assert asks_for((lambda name, module: True, ":grad"), "grad")
+    assert not asks_for(["grad", "a:gradient", "type:grad", "a:input"], "grad")
 
 
 def test_a_dot_in_a_pattern_is_only_a_dot() -> None:
@@ -294,6 +390,26 @@ def test_a_dict_whose_keys_are_digits_is_captured_and_can_be_chosen_by_part(tmp_
     one = lt.record_dataset(pyramid, images, tmp_path / "one.zarr", ["fpn[1]"], batch_size=2)
     assert list(one) == ["fpn[1]"]
     assert np.array_equal(one["fpn[1]"][...], 2 * images)
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (1.5, ()),
+        ((1.5, [2.5, {"a": 3.5}]), (1, 1, "a")),
+        ({"a": (1.5,), "b": Pair(2.5, Output(3.5, {"x": 4.5}))}, ("b", "right", "hidden", "x")),
+        ({"0": 1.5, "1": 2.5}, (1,)),
+        ({0: 1.5, "007": 4.5}, ("007",)),
+    ],
+)
+def test_what_is_replaced_is_followed_to_and_nothing_else_changes(
+    value: object, path: tuple[int | str, ...]
+) -> None:
+    before = leaves(value)
+    new = replaced(value, path, 9.5)
+    assert type(new) is type(value)
+    assert follow(new, path) == 9.5
+    assert leaves(new) == before | {path: 9.5}
 
 
 # Folders

@@ -6,13 +6,15 @@
     run["layer1.1"][17, :9]
     lt.draw(run, "grid", rows=[17], layers=["conv1"], channels="top:9").save("frog.png")
 
-Importing this loads nothing else: each name brings its module when it is first used.
+Importing this loads nothing else: each name but `tap` brings its module when it is first used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from layertap.capture.tapping import tap
 
 if TYPE_CHECKING:
     from layertap.capture.data import ArraySource, Batch, PictureFolder, Preprocess, SampleSource, Source
@@ -88,6 +90,7 @@ __all__ = [
     "pack",
     "record",
     "record_dataset",
+    "tap",
 ]
 
 

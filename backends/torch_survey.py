@@ -1,0 +1,108 @@
+"""One forward that notes what every layer gets and gives, and copies nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..capture import tapping
+from ..capture.backend import Surveyed
+from ..capture.taps import KINDS, Layer, TapName
+from .torch_attention import AttentionCalls
+from .torch_hooks import Handle, arguments, attends, named_tap, tensors_in
+
+_Note = tuple[TapName, tuple[int, ...], str]
+
+
+class Survey:
+    """Notes what happens in a model while it is entered."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = list(layers)
+        self._outputs: dict[str, list[list[_Note]]] = {layer.name: [] for layer in layers}
+        self._kinds: dict[str, set[str]] = {layer.name: set() for layer in layers}
+        self._running: list[str] = []
+        self._handles: list[Handle] = []
+        self._calls = AttentionCalls(self._attends)
+
+    def __enter__(self) -> Survey:
+        for layer in self._layers:
+            begin = _Begin(self, layer.name)
+            self._handles.append(layer.module.register_forward_pre_hook(begin, with_kwargs=True))
+            self._handles.append(layer.module.register_forward_hook(_End(self, layer)))
+        tapping.listen(self._heard)
+        self._calls.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._calls.__exit__(*error)  # type: ignore[no-untyped-call]
+        tapping.leave(self._heard)
+        while self._handles:
+            self._handles.pop().remove()
+
+    def found(self) -> list[Surveyed]:
+        """Return what each layer showed, in the order of the model, then each `lt.tap`."""
+        return [
+            Surveyed(
+                layer,
+                len(calls),
+                tuple(note for call in calls for note in call),
+                tuple(kind for kind in KINDS if kind in self._kinds[layer.name]),
+            )
+            for layer in self._layers
+            for calls in [self._outputs[layer.name]]
+        ]
+
+    def begin(self, name: str, given: Any) -> None:
+        """Note that a layer begins, and what it got."""
+        self._running.append(name)
+        if tensors_in(given):
+            self._kinds[name].add("input")
+
+    def end(self, layer: Layer, output: Any) -> None:
+        """Note that a layer has ended, and what it gave."""
+        self._running.pop()
+        if attends(layer.module):
+            self._kinds[layer.name].add("attention")
+        self._note(layer.name, output)
+
+    def _note(self, name: str, output: Any) -> None:
+        calls, found = self._outputs[name], tensors_in(output)
+        call = len(calls) + 1
+        calls.append(
+            [
+                (TapName(name, call, path), tuple(t.shape), str(t.dtype).removeprefix("torch."))
+                for path, t in found
+            ]
+        )
+        if found:
+            self._kinds[name].add("output")
+        if any(t.is_floating_point() for _, t in found):
+            self._kinds[name].add("grad")
+
+    def _attends(self, args: Any, kwargs: Any) -> None:
+        if self._running:
+            self._kinds[self._running[-1]].add("attention")
+
+    def _heard(self, name: str, value: Any) -> Any:
+        if name not in self._outputs:
+            self._layers.append(named_tap(name))
+            self._outputs[name], self._kinds[name] = [], set()
+        self._note(name, value)
+        return value
+
+
+class _Begin:
+    def __init__(self, survey: Survey, name: str) -> None:
+        self._survey, self._name = survey, name
+
+    def __call__(self, module: Any, args: Any, kwargs: Any) -> None:
+        self._survey.begin(self._name, arguments(args, kwargs))
+
+
+class _End:
+    def __init__(self, survey: Survey, layer: Layer) -> None:
+        self._survey, self._layer = survey, layer
+
+    def __call__(self, module: Any, args: Any, output: Any) -> None:
+        self._survey.end(self._layer, output)
