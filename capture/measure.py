@@ -21,6 +21,7 @@ Values that are not finite are counted and left out of the rest.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,26 +80,25 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def scratch_bytes(statistics: Statistics | None) -> int:
-    """Return the most that a thread holds while it measures."""
+def scratch_bytes(statistics: Statistics | None, step_rows: int) -> int:
+    """Return the most that a thread holds while it measures slabs of `step_rows` rows."""
     if statistics is None:
         return 0
+    names, taps = statistics.names, statistics.taps
+    largest = max(tap.channels * math.prod(tap.positions) for tap in taps) * step_rows
+    n = min(_PIECE, largest)
     # Values as floats, deviations, masks, and as much again of what numpy makes where some are not finite.
-    n_bytes = _PIECE * (8 + 8 + 1 + 24)
-    if "histogram" in statistics.names:
-        n_bytes = max(n_bytes, _PIECE * (8 + 4 + 4 + 8 + 8) + 3 * 8 * _BINNED_CHANNELS * (BINS + 1))
-    if "classes" in statistics.names:
-        longest = max(int(np.prod(tap.positions, dtype=np.int64)) for tap in statistics.taps)
-        n_bytes = max(n_bytes, 3 * 8 * max(_PIECE, longest))
-    if "gram" in statistics.names:
-        widest = max((n for tap in statistics.taps if (n := tap.channels) <= MOST_GRAM_CHANNELS), default=0)
-        n_bytes += 8 * (2 * widest**2 + _GRAM_PIECE) + _GRAM_PIECE
-    top = (
-        max(tap.channels for tap in statistics.taps) * statistics.k * 8 * 6
-        if "top" in statistics.names
-        else 0
-    )
-    return n_bytes + top
+    n_bytes = n * (8 + 8 + 1 + 32)
+    if "histogram" in names:
+        n_bytes += n * (4 + 4 + 8 + 4) + 3 * 8 * _BINNED_CHANNELS * (BINS + 1)
+    if "classes" in names:
+        n_bytes = max(n_bytes, 4 * 8 * max(n, *(math.prod(tap.positions) for tap in taps)))
+    if "gram" in names:
+        widest = max((tap.channels for tap in taps if tap.channels <= MOST_GRAM_CHANNELS), default=0)
+        n_bytes += 8 * 3 * widest**2 + 10 * min(_GRAM_PIECE, largest)
+    if "top" in names:
+        n_bytes += 8 * 8 * statistics.k * max(tap.channels for tap in taps)
+    return n_bytes + 64 * 1024
 
 
 def forget_scratch() -> None:

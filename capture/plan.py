@@ -348,5 +348,5 @@ def _reserve(
     if settings.kept is not None:
         entries = 3 * settings.kept.block_bytes  # of as many blocks as are held
         buffers.append(buffer_bytes(settings.kept.blocks, settings.kept.n_pieces, 1, staging))
-    writer = settings.upload_bytes + max(least, *buffers) + scratch_bytes(settings.kept)
+    writer = settings.upload_bytes + max(least, *buffers) + scratch_bytes(settings.kept, step_rows)
     return first_step + entries + settings.n_writers * writer
