@@ -79,10 +79,10 @@ class Choice:
             if part in SETS:
                 wanted |= set(SETS[part])
                 continue
-            name, _, number = part.partition(":")
-            if name not in NAMES or (number and name != "top"):
+            name, colon, number = part.partition(":")
+            if name not in NAMES or (colon and name != "top"):
                 raise PlanError(f"there are no statistics {part!r}. {closest(part, [*SETS, *NAMES])}")
-            if number:
+            if colon:
                 k = _rows_to_keep(number)
             wanted.add(name)
             named = named or name == "classes"
