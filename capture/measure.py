@@ -51,6 +51,8 @@ Values = NDArray[Any]
 Floats = NDArray[np.float64]
 
 _PIECE = 64 * 1024  # values
+_STRIP = 16 * 1024  # rows times channels
+_SHORT = 256  # positions of which float32 is summed one after the other, in eight sums or more
 _GRAM_PIECE = 4 * _PIECE
 _BINNED_CHANNELS = 64  # at a time: their bins must fit the cache too
 _LEAST_SPAN, _MOST_SPAN, _MOST = 1e-15, 1e15, 1e30
@@ -126,9 +128,9 @@ def measure(
 
 @dataclass(frozen=True)
 class _Moments:
-    """What is known of some positions of each row and channel; all of shape (rows, channels), float64."""
+    """What is known of some positions of each row and channel; all of shape (rows, channels)."""
 
-    n: Values
+    n: Values | float  # one number where all are finite
     mean: Values
     squares: Values
     high: Values
@@ -171,8 +173,10 @@ class _Block:
         for slab, n_rows in self.slabs:
             values = self._values(slab, n_rows)
             pooled = self._pooled(slab, n_rows)
-            for rows, channels in self._pieces(values):
-                self._piece(values, rows, channels, first + rows.start, pooled)
+            for rows, channels in self._strips(values):
+                self._strip(values, rows, channels, first + rows.start, pooled)
+            if "histogram" in out and self.last:
+                self._bin_features(values)
             if "class_sum" in out:
                 self._classes(values, self._labels(slab, n_rows))
             first += n_rows
@@ -201,47 +205,53 @@ class _Block:
         i = next(i for i, column in enumerate(self.layout.columns) if is_label(column))
         return array_view(self.layout, len(self.layout.taps) + i, slab)[:n_rows]
 
-    def _pieces(self, values: Values) -> Iterator[tuple[slice, slice]]:
-        """Yield rows and channels of pieces that fit the cache, or of one row and channel."""
-        n_rows, n_channels, n_positions = len(values), self.tap.channels, values.shape[self.axis]
-        fit = max(1, _PIECE // n_positions)  # rows times channels
-        wide = min(n_channels, fit, max(_BINNED_CHANNELS, fit // n_rows))
-        high = max(1, fit // wide)
-        for channel in range(0, n_channels, wide):
-            for row in range(0, n_rows, high):
-                yield slice(row, min(row + high, n_rows)), slice(channel, min(channel + wide, n_channels))
+    def _strips(self, values: Values) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and channels of which what is known of each row and channel is merged at once."""
+        wide = min(self.tap.channels, _STRIP)
+        if "histogram" in self.out and not self.last:
+            wide = min(wide, max(_BINNED_CHANNELS, _STRIP // len(values)))
+        yield from _parts(len(values), self.tap.channels, max(1, _STRIP // wide), wide)
 
-    def _piece(
+    def _strip(
         self, values: Values, rows: slice, channels: slice, first_row: int, pooled: Values | None
     ) -> None:
-        found: _Moments | None = None
-        for start in range(0, values.shape[self.axis], _PIECE):
-            positions = slice(start, start + _PIECE)
-            key = (rows, positions, channels) if self.last else (rows, channels, positions)
-            piece = _floats(values[key])
-            moments = _moments(piece, self.axis)
-            self._count(piece, channels, moments)
-            found = moments if found is None else _merged(found, moments)
-        assert found is not None
+        n_rows, n_channels = rows.stop - rows.start, channels.stop - channels.start
+        n_positions = values.shape[self.axis]
+        fit = max(1, _PIECE // n_positions)
+        wide = min(n_channels, fit)
+        if "histogram" in self.out and not self.last:
+            wide = min(wide, max(_BINNED_CHANNELS, fit // n_rows))
+        found = _Moments(*_scratch.take("moments", (5, n_rows, n_channels), np.float64))
+        for some, several in _parts(n_rows, n_channels, max(1, fit // wide), wide):
+            one: _Moments | None = None
+            at = slice(rows.start + some.start, rows.start + some.stop)
+            of = slice(channels.start + several.start, channels.start + several.stop)
+            for start in range(0, n_positions, _PIECE):
+                positions = slice(start, start + _PIECE)
+                piece = _floats(values[(at, positions, of) if self.last else (at, of, positions)])
+                moments = _moments(piece, self.axis)
+                self._count(piece, of, moments)
+                one = moments if one is None else _merged(one, moments)
+            assert one is not None
+            for whole, part in zip(_all(found), _all(one), strict=True):
+                whole[some, several] = part
         self._add(found, channels)
-        known = found.n > 0
+        all_known = found.n.min() > 0
         if pooled is not None:
-            pooled[rows, 0, channels] = np.where(known, found.mean, np.nan)
-            pooled[rows, 1, channels] = np.where(known, found.high, np.nan)
+            pooled[rows, 0, channels] = found.mean if all_known else np.where(found.n > 0, found.mean, np.nan)
+            pooled[rows, 1, channels] = found.high if all_known else np.where(found.n > 0, found.high, np.nan)
         if "top_value" in self.out:
-            self._rank(np.where(known, found.high, -np.inf), channels, first_row)
+            self._rank(found.high, channels, first_row)
 
     def _count(self, piece: Values, channels: slice, moments: _Moments) -> None:
         """Add up what is counted: zeros, what is not finite, and the bins."""
         out, total = self.out, piece.shape[self.axis] * len(piece)
-        n = moments.n.sum(0)
         out["zero"][channels] += _zeros(piece, self.axis)
-        out["count"][channels] += n
-        if (n != total).any():
+        if isinstance(moments.n, np.ndarray):  # else all are finite
             nan = np.isnan(piece).sum((0, self.axis))
             out["nan"][channels] += nan
-            out["inf"][channels] += total - n - nan
-        if "histogram" in out:
+            out["inf"][channels] += total - moments.n.sum(0) - nan
+        if "histogram" in out and not self.last:
             self._bin(piece, channels)
 
     def _add(self, found: _Moments, channels: slice) -> None:
@@ -249,27 +259,33 @@ class _Block:
         out, n = self.out, found.n.sum(0)
         mean = (found.n * found.mean).sum(0) / np.maximum(n, 1)
         squares = found.squares.sum(0) + (found.n * (found.mean - mean) ** 2).sum(0)
-        before = out["count"][channels] - n
+        before = out["count"][channels]
         out["mean"][channels], out["squares"][channels] = chan(
             before, out["mean"][channels], out["squares"][channels], n, mean, squares
         )
+        before += n
         np.maximum(out["maximum"][channels], found.high.max(0), out=out["maximum"][channels])
         np.minimum(out["minimum"][channels], found.low.min(0), out=out["minimum"][channels])
 
     def _bin(self, piece: Values, channels: slice) -> None:
-        keys = _keys(piece)
-        n = channels.stop - channels.start
-        bins = self.out["histogram"][channels]
-        for start in range(0, n, _BINNED_CHANNELS):
-            some = keys[:, :, start : start + _BINNED_CHANNELS]
-            if not self.last:
-                some = keys[:, start : start + _BINNED_CHANNELS]
-            width = min(_BINNED_CHANNELS, n - start)
-            offsets = np.arange(0, width * (BINS + 1), BINS + 1, dtype=np.int64)
-            at = _scratch.take("index", some.shape, np.int64)
-            np.add(some, offsets if self.last else offsets[:, None], out=at)
-            counts = np.bincount(at.reshape(-1), minlength=width * (BINS + 1)).reshape(width, BINS + 1)
-            bins[start : start + width] += counts[:, :BINS]
+        for start in range(0, channels.stop - channels.start, _BINNED_CHANNELS):
+            some = slice(start, start + _BINNED_CHANNELS)
+            keys = _keys(piece[:, :, some] if self.last else piece[:, some])
+            n = keys.shape[2 if self.last else 1]
+            offsets = np.arange(0, n * (BINS + 1), BINS + 1, dtype=np.int64)
+            at = _scratch.take("index", keys.shape, np.int64)
+            np.add(keys, offsets if self.last else offsets[:, None], out=at)
+            counts = np.bincount(at.reshape(-1), minlength=n * (BINS + 1)).reshape(n, BINS + 1)
+            first = channels.start + start
+            self.out["histogram"][first : first + n] += counts[:, :BINS]
+
+    def _bin_features(self, values: Values) -> None:
+        """Count the bins of few features over many positions: those of all would not fit the cache."""
+        for channels in _cut(self.tap.channels, _BINNED_CHANNELS):
+            most = _PIECE // (channels.stop - channels.start)
+            for rows in _cut(len(values), max(1, most // values.shape[1])):
+                for positions in _cut(values.shape[1], most):
+                    self._bin(_floats(values[rows, positions, channels]), channels)
 
     def _rank(self, high: Floats, channels: slice, first_row: int) -> None:
         """Keep the rows with the highest maxima, the earlier of equals."""
@@ -378,9 +394,32 @@ def shrunk(maps: Floats, grid: tuple[int, ...]) -> Floats:
     return maps
 
 
+def _all(moments: _Moments) -> tuple[Any, ...]:
+    return moments.n, moments.mean, moments.squares, moments.high, moments.low
+
+
+def _parts(n_rows: int, n_channels: int, high: int, wide: int) -> Iterator[tuple[slice, slice]]:
+    for channels in _cut(n_channels, wide):
+        for rows in _cut(n_rows, high):
+            yield rows, channels
+
+
+def _cut(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
 def _merged(a: _Moments, b: _Moments) -> _Moments:
-    mean, squares = chan(a.n, a.mean, a.squares, b.n, b.mean, b.squares)
-    return _Moments(a.n + b.n, mean, squares, np.maximum(a.high, b.high), np.minimum(a.low, b.low))
+    n, n_other = (np.broadcast_to(one.n, one.mean.shape) for one in (a, b))
+    mean, squares = chan(n, a.mean, a.squares, n_other, b.mean, b.squares)
+    finite = not isinstance(a.n, np.ndarray) and not isinstance(b.n, np.ndarray)
+    return _Moments(
+        a.n + b.n if finite else n + n_other,
+        mean,
+        squares,
+        np.maximum(a.high, b.high),
+        np.minimum(a.low, b.low),
+    )
 
 
 def _floats(piece: Values) -> Values:
@@ -390,9 +429,28 @@ def _floats(piece: Values) -> Values:
     if piece.dtype == BFLOAT16:  # the upper half of a float32; ml_dtypes converts one by one
         wide = _scratch.take("values", piece.shape, np.uint32)
         np.left_shift(piece.view(np.uint16), 16, out=wide, dtype=np.uint32)
-        return wide.view(np.float32)
+        return np.asarray(wide.view(np.float32))
+    if piece.dtype == np.float16:
+        return _from_halves(piece.view(np.uint16))
     floats = _scratch.take("values", piece.shape, np.float32 if is_narrow(piece.dtype) else np.float64)
     np.copyto(floats, piece, casting="unsafe")
+    return floats
+
+
+def _from_halves(bits: NDArray[np.uint16]) -> Values:
+    """Return float16 as float32 by moving the bits: four times as fast as numpy's cast."""
+    wide = _scratch.take("values", bits.shape, np.uint32)
+    sign = _scratch.take("deviations", bits.shape, np.uint32)
+    np.copyto(wide, bits)
+    np.bitwise_and(wide, 0x8000, out=sign)
+    sign <<= 16
+    wide &= 0x7FFF
+    wide <<= 13
+    floats = np.asarray(wide.view(np.float32))
+    floats *= np.float32(2.0**112)
+    if floats.max() >= 65536:  # where the exponent was all ones
+        wide[floats >= 65536] |= 0x7F800000
+    wide |= sign
     return floats
 
 
@@ -400,40 +458,57 @@ def _moments(piece: Values, axis: int) -> _Moments:
     n = piece.shape[axis]
     if n == 1:
         high = low = piece.reshape(len(piece), -1)
+        if not np.isfinite(high).all():
+            return _masked(piece, axis)
+        return _Moments(1.0, high, np.zeros(high.shape), high, low)
+    if axis == 2 and n < _SHORT and piece.flags.c_contiguous:  # two times as fast as max()
+        starts, shape = np.arange(0, piece.size, n), piece.shape[:2]
+        high = np.maximum.reduceat(piece.reshape(-1), starts).reshape(shape)
+        low = np.minimum.reduceat(piece.reshape(-1), starts).reshape(shape)
     else:
         high, low = piece.max(axis), piece.min(axis)
-    if not (np.isfinite(high).all() and np.isfinite(low).all()):
+    # Of values that are not finite, so is the span: NaN is less than nothing.
+    span = high - low
+    widest = span.max()
+    if not widest < np.inf and not (np.isfinite(high).all() and np.isfinite(low).all()):
         return _masked(piece, axis)
-    if n == 1:
-        one = high.astype(np.float64)
-        return _Moments(np.ones_like(one), one, np.zeros_like(one), one, one)
-    found = _short(piece, high, low) if axis == 2 and piece.dtype == np.float32 else None
+    found = _short(piece, high, low, span) if axis == 2 and widest < _MOST_SPAN else None
     mean, squares = found or _long(piece, axis)
-    same = high == low
-    mean, squares = np.where(same, high, mean), np.where(same, 0, squares)
-    return _Moments(
-        np.full(mean.shape, float(n)), mean, squares, high.astype(np.float64), low.astype(np.float64)
-    )
+    same = span == 0
+    if same.any():
+        mean, squares = np.where(same, high, mean), np.where(same, 0, squares)
+    return _Moments(float(n), mean, squares, high, low)
 
 
-def _short(piece: Values, high: Values, low: Values) -> tuple[Floats, Floats] | None:
+def _short(piece: Values, high: Values, low: Values, span: Values) -> tuple[Floats, Floats] | None:
     """Return means and squares by float32, or None where that would not be exact enough."""
     n = piece.shape[2]
-    span = high - low
-    fits = (span == 0) | ((span > _LEAST_SPAN) & (span < _MOST_SPAN))
-    if not fits.all() or not np.abs(high).max() < _MOST or not np.abs(low).max() < _MOST:
+    varies = span > 0
+    if piece.dtype != np.float32 or high.max() > _MOST or low.min() < -_MOST:
         return None
-    near = np.add.reduce(piece, 2)
+    if (varies & (span < _LEAST_SPAN)).any():
+        return None
+    near = _sum(piece)
     near /= np.float32(n)
     deviations = _scratch.take("deviations", piece.shape, np.float32)
     np.subtract(piece, near[:, :, None], out=deviations)
-    rest = np.add.reduce(deviations, 2).astype(np.float64)
-    np.square(deviations, out=deviations)
-    squares = np.add.reduce(deviations, 2).astype(np.float64)
-    off = rest**2 / n
-    if ((off > squares / 2) & (span > 0)).any():
+    rest = _sum(deviations).astype(np.float64)
+    if n < _SHORT:
+        squares = np.einsum("rcp,rcp->rc", deviations, deviations).astype(np.float64)
+    else:
+        np.square(deviations, out=deviations)
+        squares = _sum(deviations).astype(np.float64)
+    off = rest * rest / n
+    if ((off > squares / 2) & varies).any():
         return None
     return near + rest / n, squares - off
+
+
+def _sum(values: Values) -> Values:
+    """Return sums over positions; einsum's of few are as exact as sums in pairs, and faster."""
+    if values.shape[2] < _SHORT:
+        return np.asarray(np.einsum("rcp->rc", values))
+    return np.asarray(np.add.reduce(values, 2))
 
 
 def _long(piece: Values, axis: int) -> tuple[Floats, Floats]:
@@ -464,14 +539,13 @@ def _masked(piece: Values, axis: int) -> _Moments:
 def _zeros(piece: Values, axis: int) -> Values:
     """Return how many values of each channel are zero."""
     zero = np.equal(piece, 0, out=_scratch.take("zero", piece.shape, np.bool_))
-    if axis == 2 and piece.shape[2] >= 16:
+    if axis == 2 and len(piece) == 1:
         return np.asarray(np.bitwise_count(np.packbits(zero, axis=2)).sum((0, 2), dtype=np.int64))
-    if axis == 2:
-        return np.asarray(zero.view(np.uint8).sum((0, 2), dtype=np.int64))
-    flat = zero.view(np.uint8).reshape(-1, piece.shape[2])
     # 255 of them fit a byte, and bytes are added without a cast.
+    flat = zero.view(np.uint8).reshape(-1, *piece.shape[1:] if axis == 2 else piece.shape[2:])
     parts = [np.add.reduce(flat[i : i + 255], 0, dtype=np.uint8) for i in range(0, len(flat), 255)]
-    return np.asarray(np.sum(parts, 0, dtype=np.int64))
+    total = parts[0] if len(parts) == 1 else np.sum(parts, 0, dtype=np.int64)
+    return np.asarray(total.sum(1, dtype=np.int64) if axis == 2 else total)
 
 
 def _keys(piece: Values) -> NDArray[np.int32]:
