@@ -190,7 +190,7 @@ class Statistics:
         if "pooled" not in self.names:
             return None
         n = sum(2 * tap.channels for tap in self.taps)
-        return ArraySpec("statistics", ROWS, ("row", "entry"), (n,), self.dtype)
+        return ArraySpec("statistics", ROWS, ("row", "pooled"), (n,), self.dtype)
 
     @property
     def row_arrays(self) -> tuple[ArraySpec, ...]:

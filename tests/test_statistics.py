@@ -646,7 +646,7 @@ def block_of(shape: tuple[int, ...], dtype: Any) -> tuple[Layout, list[NDArray[n
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int32], ids=str)
-@pytest.mark.parametrize("shape", [(64, 56, 56), (512, 7, 7), (197, 768), (4096,), (3, 300, 300)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 28, 28), (512, 7, 7), (197, 256), (4096,), (1, 300, 300)], ids=str)
 @pytest.mark.parametrize("finite", [True, False], ids=["finite", "not finite"])
 def test_what_a_writer_takes_is_what_the_plan_counts(
     shape: tuple[int, ...], dtype: Any, finite: bool
