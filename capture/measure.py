@@ -54,6 +54,8 @@ _PIECE = 64 * 1024  # values
 _STRIP = 16 * 1024  # rows times channels
 _SHORT = 256  # positions of which float32 is summed one after the other, in eight sums or more
 _GRAM_PIECE = 4 * _PIECE
+_TILE = 64  # channels
+_MOST_PRODUCT, _LONGEST_RUN = 2**18, 1024  # multiplications, and positions
 _BINNED_CHANNELS = 64  # at a time: their bins must fit the cache too
 _LEAST_SPAN, _MOST_SPAN, _MOST = 1e-15, 1e15, 1e30
 _BITS, _BIAS, _FRACTION = 0x7FFFFFFF, 127, 23
@@ -97,7 +99,9 @@ def scratch_bytes(statistics: Statistics | None, step_rows: int) -> int:
         n_bytes = max(n_bytes, 4 * 8 * max(n, *(math.prod(tap.positions) for tap in taps)))
     if "gram" in names:
         widest = max((tap.channels for tap in taps if tap.channels <= MOST_GRAM_CHANNELS), default=0)
-        n_bytes += 8 * 3 * widest**2 + 10 * min(_GRAM_PIECE, largest)
+        tile = min(_TILE, max(1, widest))
+        piece = min(_GRAM_PIECE, largest) + 2 * _LONGEST_RUN * 16 + 2 * _run(tile) * (widest + _TILE)
+        n_bytes += 8 * (2 * (widest + _TILE) ** 2 + 3 * piece)
     if "top" in names:
         n_bytes += 8 * 8 * statistics.k * max(tap.channels for tap in taps)
     return n_bytes + 64 * 1024
@@ -341,34 +345,53 @@ class _Block:
 
     def _gram(self) -> None:
         n = self.tap.channels
-        total, product = (_scratch.take(name, (n, n), np.float64) for name in ("total", "product"))
+        tile = min(_TILE, n)
+        n_tiles = -(-n // tile)
+        total = _scratch.take("total", (n_tiles * tile, n_tiles * tile), np.float64)
         total.fill(0)
         for slab, n_rows in self.slabs:
-            for some in self._columns(self._values(slab, n_rows)):
+            for tiles in self._tiles(self._values(slab, n_rows), tile):
+                product = _scratch.take("product", (tiles.shape[1], tile, tile), np.float64)
+                for i, j in zip(*np.triu_indices(n_tiles), strict=True):
+                    np.matmul(tiles[i], tiles[j].swapaxes(1, 2), out=product)
+                    total[i * tile : (i + 1) * tile, j * tile : (j + 1) * tile] += product.sum(0)
+        self.out["gram"][:] = total[np.triu_indices(n)]
+
+    def _tiles(self, values: Values, tile: int) -> Iterator[Floats]:
+        """Yield values as float64 (tiles of channels, runs of positions, channels, positions), zeros behind.
+
+        The products of such tiles are so small that the linear algebra library does not share them out among
+        threads of its own, which would take the model's processors and wait for the next one in a loop.
+        """
+        n, n_positions = self.tap.channels, values.shape[self.axis]
+        wide, run = -(-n // tile) * tile, _run(tile)
+        most = max(1, _GRAM_PIECE // wide)
+        for rows in _cut(len(values), max(1, most // n_positions)):
+            for positions in _cut(n_positions, most):
+                piece = values[rows, positions] if self.last else values[rows, :, positions]
+                n_here = piece.shape[0] * piece.shape[self.axis]
+                long = -(-n_here // run) * run
+                if self.last:
+                    some = _scratch.take("tiles", (long, wide), np.float64)
+                    some[n_here:], some[:, n:] = 0, 0
+                    some[:n_here, :n] = piece.reshape(n_here, n)
+                else:
+                    some = _scratch.take("tiles", (wide, long), np.float64)
+                    some[n:], some[:, n_here:] = 0, 0
+                    inside = some[:n, :n_here].reshape(n, piece.shape[0], -1)
+                    np.copyto(inside, piece.transpose(1, 0, 2))
                 finite = np.isfinite(some)
                 if not finite.all():
                     some[~finite] = 0
-                np.matmul(some.T, some, out=product) if self.last else np.matmul(some, some.T, out=product)
-                total += product
-        self.out["gram"][:] = total[np.triu_indices(n)]
-
-    def _columns(self, values: Values) -> Iterator[Floats]:
-        """Yield float64 (channels, positions of some rows), or (positions of some rows, channels)."""
-        n_rows, n, n_positions = len(values), self.tap.channels, values.shape[self.axis]
-        most = max(1, _GRAM_PIECE // n)
-        high = max(1, most // n_positions)
-        for row in range(0, n_rows, high):
-            for start in range(0, n_positions, most):
                 if self.last:
-                    piece = values[row : row + high, start : start + most]
-                    some = _scratch.take("columns", piece.shape, np.float64)
-                    np.copyto(some, piece)
-                    yield some.reshape(-1, n)
-                    continue
-                piece = values[row : row + high, :, start : start + most].transpose(1, 0, 2)
-                some = _scratch.take("columns", piece.shape, np.float64)
-                np.copyto(some, piece)
-                yield some.reshape(n, -1)
+                    yield some.reshape(-1, run, wide // tile, tile).transpose(2, 0, 3, 1)
+                else:
+                    yield some.reshape(wide // tile, tile, -1, run).transpose(0, 2, 1, 3)
+
+
+def _run(tile: int) -> int:
+    """Return how many positions are multiplied at once for tiles of so many channels."""
+    return min(_LONGEST_RUN, _MOST_PRODUCT // tile**2)
 
 
 def chan(
