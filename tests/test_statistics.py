@@ -760,3 +760,36 @@ def test_info_of_a_store_without_them_says_how_to_keep_them(tmp_path: Path) -> N
     done = CliRunner().invoke(main, ["info", str(tmp_path / "s"), "--stats"])
     assert done.exit_code == 1
     assert "capture with --stats cheap" in done.output
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", [None, "float16"], ids=["float32", "float16"])
+def test_real_activations_have_the_statistics_of_the_values_that_are_stored(
+    tmp_path: Path, cifar: Path, dtype: str | None
+) -> None:
+    """A trained ResNet-20 on pictures, in several blocks, held to what numpy says of the stored values."""
+    pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    import resnet20
+
+    layers = ["conv1", "layer1.2.bn2", "layer3", "linear"]
+    pictures = lt.PictureFolder(cifar, lt.Preprocess(resnet20.MEAN, resnet20.STD))
+    few = lt.SampleSource([pictures.batch(range(i, i + 1)).inputs[0][0] for i in range(0, 10_000, 50)])
+    labels = np.asarray([pictures.batch(range(i, i + 1)).columns["label"][0] for i in range(0, 10_000, 50)])
+    run = lt.record_dataset(
+        resnet20.trained(),
+        few,
+        tmp_path / "s",
+        layers,
+        batch_size=16,
+        dtype=dtype,
+        stats="all",
+    )
+    assert run.manifest.n_blocks > 2
+    for name in layers:
+        check_against_numpy(run, name, run[name][...])
+    f = run.stats.f_ratio("linear", labels)
+    assert f.min() > 5  # each logit tells its class from the others
+    assert run.stats.f_ratio("conv1", labels).max() < f.min()
+    cka = run.stats.cka(layers)
+    assert cka[2, 3] > 2 * cka[0, 3]
