@@ -98,13 +98,20 @@ def scratch_bytes(statistics: Statistics | None, step_rows: int) -> int:
     if "classes" in names:
         n_bytes = max(n_bytes, 4 * 8 * max(n, *(math.prod(tap.positions) for tap in taps)))
     if "gram" in names:
-        widest = max((tap.channels for tap in taps if tap.channels <= MOST_GRAM_CHANNELS), default=0)
-        tile = min(_TILE, max(1, widest))
-        piece = min(_GRAM_PIECE, largest) + 2 * _LONGEST_RUN * 16 + 2 * _run(tile) * (widest + _TILE)
-        n_bytes += 8 * (2 * (widest + _TILE) ** 2 + 3 * piece)
+        n_bytes += max(
+            (_gram_bytes(tap, step_rows) for tap in taps if tap.channels <= MOST_GRAM_CHANNELS), default=0
+        )
     if "top" in names:
         n_bytes += 8 * 8 * statistics.k * max(tap.channels for tap in taps)
     return n_bytes + 64 * 1024
+
+
+def _gram_bytes(tap: TapFields, step_rows: int) -> int:
+    """Return the bytes of the sums, of a piece's tiles and of their products, with two masks."""
+    tile, wide = _tiling(tap.channels)
+    most = min(max(1, _GRAM_PIECE // wide), step_rows * math.prod(tap.positions))
+    values = wide * -(-most // _run(tile)) * _run(tile)
+    return 8 * wide**2 + (8 + 8 + 2) * values
 
 
 def forget_scratch() -> None:
@@ -134,7 +141,7 @@ def measure(
 class _Moments:
     """What is known of some positions of each row and channel; all of shape (rows, channels)."""
 
-    n: Values | float  # one number where all are finite
+    n: Any  # one number where all are finite
     mean: Values
     squares: Values
     high: Values
@@ -345,26 +352,27 @@ class _Block:
 
     def _gram(self) -> None:
         n = self.tap.channels
-        tile = min(_TILE, n)
-        n_tiles = -(-n // tile)
-        total = _scratch.take("total", (n_tiles * tile, n_tiles * tile), np.float64)
+        tile, wide = _tiling(n)
+        n_tiles = wide // tile
+        total = _scratch.take("total", (wide, wide), np.float64)
         total.fill(0)
         for slab, n_rows in self.slabs:
-            for tiles in self._tiles(self._values(slab, n_rows), tile):
+            for tiles in self._tiles(self._values(slab, n_rows)):
                 product = _scratch.take("product", (tiles.shape[1], tile, tile), np.float64)
                 for i, j in zip(*np.triu_indices(n_tiles), strict=True):
                     np.matmul(tiles[i], tiles[j].swapaxes(1, 2), out=product)
                     total[i * tile : (i + 1) * tile, j * tile : (j + 1) * tile] += product.sum(0)
         self.out["gram"][:] = total[np.triu_indices(n)]
 
-    def _tiles(self, values: Values, tile: int) -> Iterator[Floats]:
+    def _tiles(self, values: Values) -> Iterator[Floats]:
         """Yield values as float64 (tiles of channels, runs of positions, channels, positions), zeros behind.
 
         The products of such tiles are so small that the linear algebra library does not share them out among
         threads of its own, which would take the model's processors and wait for the next one in a loop.
         """
         n, n_positions = self.tap.channels, values.shape[self.axis]
-        wide, run = -(-n // tile) * tile, _run(tile)
+        tile, wide = _tiling(n)
+        run = _run(tile)
         most = max(1, _GRAM_PIECE // wide)
         for rows in _cut(len(values), max(1, most // n_positions)):
             for positions in _cut(n_positions, most):
@@ -387,6 +395,12 @@ class _Block:
                     yield some.reshape(-1, run, wide // tile, tile).transpose(2, 0, 3, 1)
                 else:
                     yield some.reshape(wide // tile, tile, -1, run).transpose(0, 2, 1, 3)
+
+
+def _tiling(n_channels: int) -> tuple[int, int]:
+    """Return the channels of a tile, and of all tiles."""
+    tile = min(_TILE, n_channels)
+    return tile, -(-n_channels // tile) * tile
 
 
 def _run(tile: int) -> int:
@@ -479,6 +493,8 @@ def _from_halves(bits: NDArray[np.uint16]) -> Values:
 
 def _moments(piece: Values, axis: int) -> _Moments:
     n = piece.shape[axis]
+    high: Values
+    low: Values
     if n == 1:
         high = low = piece.reshape(len(piece), -1)
         if not np.isfinite(high).all():
@@ -486,8 +502,7 @@ def _moments(piece: Values, axis: int) -> _Moments:
         return _Moments(1.0, high, np.zeros(high.shape), high, low)
     if axis == 2 and n < _SHORT and piece.flags.c_contiguous:  # two times as fast as max()
         starts, shape = np.arange(0, piece.size, n), piece.shape[:2]
-        high = np.maximum.reduceat(piece.reshape(-1), starts).reshape(shape)
-        low = np.minimum.reduceat(piece.reshape(-1), starts).reshape(shape)
+        high, low = (f.reduceat(piece.reshape(-1), starts).reshape(shape) for f in (np.maximum, np.minimum))
     else:
         high, low = piece.max(axis), piece.min(axis)
     # Of values that are not finite, so is the span: NaN is less than nothing.

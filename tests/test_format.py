@@ -186,7 +186,7 @@ def test_rows_that_are_missing_show_as_nan_to_other_readers(tmp_path):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> lt.Run:
     path = tmp_path_factory.mktemp("measured") / "run.zarr"
-    return capture(path, stats="all", memory="5700KiB")
+    return capture(path, stats="all", memory="6500KiB")
 
 
 def test_the_statistics_have_the_names_and_fields_that_the_page_lists(measured):
