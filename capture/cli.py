@@ -160,6 +160,10 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
 @click.option("--score", help="What NAME:grad is the gradient of: prediction (default), label, or a class.")
 @click.option("--dtype", help="Cast floating-point values: float16, bfloat16, float32.")
 @click.option("--codec", default="none", show_default=True, help="none, lz4 (bit-shuffled), zstd.")
+@click.option("--stats", help="Statistics to compute: cheap, all, or names: pooled,top:16,histogram,gram.")
+@click.option(
+    "--stats-only", is_flag=True, help="Write no activations, only statistics (cheap, unless --stats)."
+)
 @click.option("--memory", default="2GiB", show_default=True, help="Host memory that the engine may hold.")
 @click.option("--part", help="K/N: capture part K of N alone; by RANK and WORLD_SIZE under torchrun.")
 @click.option("--workers", type=click.IntRange(0), help="Threads or processes that load batches ahead.")
@@ -175,6 +179,8 @@ def capture(
     score: str | None,
     dtype: str | None,
     codec: str,
+    stats: str | None,
+    stats_only: bool,
     memory: str,
     part: str | None,
     workers: int | None,
@@ -219,6 +225,8 @@ def capture(
                 score=None if score is None else read_score(score),
                 dtype=dtype,
                 codec=codec,
+                stats=stats,
+                values=not stats_only,
                 memory=memory,
                 classes=classes,
                 name=loaded.name,
@@ -245,12 +253,14 @@ def capture(
 @click.command()
 @click.argument("store")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
+@click.option("--stats", "statistics", is_flag=True, help="Print a table of the statistics.")
 @reports_errors
-def info(store: str, as_json: bool) -> None:
+def info(store: str, as_json: bool, statistics: bool) -> None:
     """Say what a store holds.
 
     \b
     layertap info run.zarr
+    layertap info run.zarr --stats
     """
     from .plan import show_bytes
     from .reader import open_run
@@ -258,6 +268,9 @@ def info(store: str, as_json: bool) -> None:
     run = open_run(store)
     if as_json:
         click.echo(printable(json.dumps(run.info, indent=2, ensure_ascii=False), keep="\n"))
+        return
+    if statistics:
+        click.echo(_statistics_table(run))
         return
     model, data = run.info.get("model", {}), run.info.get("data", {})
     lines = [
@@ -455,6 +468,33 @@ def _tap_table(taps: Sequence[tuple[str, str, tuple[int, ...], Any, str]]) -> st
     return table(("tap", "type", "row", "dtype", "bytes a row", "codec"), rows, right=(4,))
 
 
+def _statistics_table(run: Run) -> str:
+    """Return a line for each tap that sums up its channels."""
+    import numpy as np
+
+    if not run.stats.names:
+        raise PlanError(f"{run.path} keeps no statistics; capture with --stats cheap, or all")
+    rows = []
+    for name in run.taps:
+        its = run.stats[name]
+        assert its.count is not None
+        assert its.n_zero is not None
+        assert its.dead is not None
+        assert its.minimum is not None
+        assert its.maximum is not None
+        assert its.mean is not None
+        n = int(its.count.sum())
+        numbers = ["", "", ""]
+        if n:
+            mean = float(np.where(its.count > 0, its.mean * its.count, 0).sum() / n)
+            numbers = [f"{v:.4g}" for v in (np.nanmin(its.minimum), np.nanmax(its.maximum), mean)]
+        zeros = f"{100 * its.n_zero.sum() / n:.1f} %" if n else ""
+        rows.append((name, len(its.count), int(its.dead.sum()), zeros, *numbers, its.nan, its.inf))
+    header = ("tap", "channels", "dead", "zeros", "minimum", "maximum", "mean", "NaN", "infinite")
+    state = f"statistics of {run.n_committed:,} rows: {', '.join(run.stats.names)}"
+    return "\n".join([state, "", table(header, rows, right=range(1, 9))])
+
+
 def _state(run: Any) -> str:
     if run.complete:
         return "complete"
@@ -467,12 +507,13 @@ def _summary(run: Run) -> str:
     right = _right(run)
     if right is not None:
         lines.append(f"accuracy {100 * right.mean():.1f} % ({int(right.sum()):,} of {right.size:,})")
-    for name, counts in run.stats.items():
-        if any(counts.values()):
+    for name in run.taps:
+        nan, inf = run.stats.not_finite(name)
+        if nan or inf:
             tap = run[name]
             cast = tap.source_dtype != str(tap.dtype)
             why = f"after the cast from {tap.source_dtype} to {tap.dtype}" if cast else "stored as they are"
-            lines.append(f"{name}: {counts['nan']:,} NaN and {counts['inf']:,} infinite values, {why}")
+            lines.append(f"{name}: {nan:,} NaN and {inf:,} infinite values, {why}")
     return "\n".join(map(printable, lines))
 
 

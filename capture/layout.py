@@ -12,13 +12,16 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .codecs import Codec
 from .dtypes import DType
+
+if TYPE_CHECKING:
+    from .statistics import Statistics
 
 #: Bytes of an inner chunk are kept near this: small reads, few checksums.
 CHUNK_BYTES = 512 * 1024
@@ -70,11 +73,38 @@ class Layout:
     """Rows of one slab: the batch size."""
     block_rows: int
     """Rows of one block, a multiple of `step_rows`."""
+    statistics: Statistics | None = None
+    """What is computed of the taps."""
+    values: bool = True
+    """Whether the taps' values are written; else their statistics alone."""
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """Taps, then columns."""
-        return self.taps + self.columns
+        """What a slab holds: taps, columns, and what statistics keep of each row."""
+        return self.taps + self.columns + self.row_statistics
+
+    @cached_property
+    def row_statistics(self) -> tuple[ArraySpec, ...]:
+        """The array that statistics keep of each row, where there is one."""
+        return () if self.statistics is None else self.statistics.row_arrays
+
+    @cached_property
+    def stored(self) -> tuple[ArraySpec, ...]:
+        """What is on disk, in the order of a commit record: of `arrays`, then the blocks' statistics."""
+        arrays = self.arrays if self.values else self.arrays[len(self.taps) :]
+        return arrays + (() if self.statistics is None else (self.statistics.blocks,))
+
+    @cached_property
+    def stored_at(self) -> dict[str, int]:
+        """Path -> place in a commit record."""
+        return {array.path: i for i, array in enumerate(self.stored)}
+
+    def shard(self, array: ArraySpec, n_rows: int) -> tuple[Layout, int]:
+        """Return how a shard of `array` is laid out, and its rows, for a block of `n_rows` rows."""
+        if self.statistics is None or array.path != self.statistics.blocks.path:
+            return self, n_rows
+        n = self.statistics.n_pieces
+        return Layout((), (array,), n, n), n
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ from .dtypes import is_float
 from .errors import CaptureError, LayertapError, NoSpaceError, PlanError, StoreError, why
 from .files import MOST_OPEN, STAGING_BYTES, stage_by
 from .layout import ArraySpec, Layout
+from .measure import forget_scratch, measure
 from .place import NewFile, Place
 from .shard import ShardRecord, write_shard
 from .stages import Laps
@@ -70,6 +71,7 @@ class Piece:
 @dataclass
 class _Slot:
     slabs: tuple[Slab, ...]
+    entries: NDArray[np.float64]
     block: int = -1
     n_rows: int = 0
     n_waiting: int = 0
@@ -191,7 +193,7 @@ class Pipeline:
             for file in slot.files:
                 file.discard()
             done = [
-                a for a, record in zip(self.layout.arrays, slot.records, strict=False) if record is not None
+                a for a, record in zip(self.layout.stored, slot.records, strict=False) if record is not None
             ]
             if slot.n_waiting and done:
                 with contextlib.suppress(OSError):
@@ -213,7 +215,9 @@ class Pipeline:
             number = i * layout.steps_per_block + j
             start = number * layout.slab_bytes
             slabs.append(Slab(number, self.memory[start : start + layout.slab_bytes]))
-        return _Slot(tuple(slabs))
+        statistics = layout.statistics
+        n_entries = 0 if statistics is None else statistics.block_bytes // 8
+        return _Slot(tuple(slabs), np.zeros(n_entries))
 
     def _take(self, block: int) -> _Slot:
         if block in self._open:
@@ -235,10 +239,9 @@ class Pipeline:
 
     def _submit(self, slot: _Slot) -> None:
         del self._open[slot.block]
-        n_arrays = len(self.layout.arrays)
-        slot.n_waiting = n_arrays
-        slot.records = [None] * n_arrays
-        for i in range(n_arrays):
+        slot.n_waiting = n_jobs = len(self.layout.taps) + len(self.layout.columns)
+        slot.records = [None] * len(self.layout.stored)
+        for i in range(n_jobs):
             self._jobs.put((slot, i))
 
     def _write(self) -> None:
@@ -254,6 +257,7 @@ class Pipeline:
                 self._fail(self._unexpected(error, *job))
             except BaseException as error:
                 self._fail(error)
+        forget_scratch()
 
     def _write_shard(self, slot: _Slot, i: int) -> None:
         laps = Laps(Stages())
@@ -274,33 +278,52 @@ class Pipeline:
             self._committed(slot, records)
 
     def _durable(self, slot: _Slot, i: int, laps: Laps) -> list[ShardRecord] | None:
-        """Write shard `i` of a block; once it was the last one, settle all and return their records."""
-        array = self.layout.arrays[i]
-        slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
-        new = self.store.new_shard(array, slot.block)
-        record = write_shard(new, array, self.layout, slabs, slot.n_rows, laps)
-        if len(self.layout.arrays) > MOST_OPEN:
-            new.settle()
-            laps.lap("sync")
+        """Do what array `i` of a block needs; once it was the last one, settle all and return the records."""
+        layout = self.layout
+        array = layout.arrays[i]
+        if layout.statistics is not None and i < len(layout.taps):
+            slabs = [slab.memory for slab in slot.slabs]
+            measure(layout, i, slabs, slot.n_rows, slot.block * layout.block_rows, slot.entries)
+            laps.lap("statistics")
+        if layout.values or i >= len(layout.taps):
+            self._write_array(slot, array, laps)
         with self._lock:
-            slot.records[i] = record
-            slot.files.append(new)
             slot.n_waiting -= 1
             if slot.n_waiting:
                 return None
+        if layout.statistics is not None:
+            for array in (*layout.row_statistics, layout.statistics.blocks):
+                self._write_array(slot, array, laps)
         for file in slot.files:
             file.settle()
         laps.lap("sync")
         return [r for r in slot.records if r is not None]
 
+    def _write_array(self, slot: _Slot, array: ArraySpec, laps: Laps) -> None:
+        layout, n_rows = self.layout.shard(array, slot.n_rows)
+        if layout is self.layout:
+            slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
+        else:
+            slabs = [piece.view(np.uint8).data for piece in slot.entries.reshape(1, -1)]
+        new = self.store.new_shard(array, slot.block)
+        record = write_shard(new, array, layout, slabs, n_rows, laps)
+        if len(self.layout.stored) > MOST_OPEN:
+            new.settle()
+            laps.lap("sync")
+        with self._lock:
+            slot.records[self.layout.stored_at[array.path]] = record
+            slot.files.append(new)
+
     def _committed(self, slot: _Slot, records: list[ShardRecord]) -> None:
-        stages, arrays = self.stages, self.layout.arrays
+        stages, arrays = self.stages, self.layout.stored
         with self._lock:
             stages.n_rows += slot.n_rows
             stages.n_shards += len(records)
             stages.n_bytes += sum(r.n_bytes for r in records)
-            stages.raw_bytes += slot.n_rows * sum(a.row_bytes for a in arrays)
-            stages.castable_bytes += slot.n_rows * sum(map(_castable, self.layout.taps))
+            stages.raw_bytes += slot.n_rows * sum(a.row_bytes for a in arrays if a.dims[0] == "row")
+            if self.layout.statistics is not None:
+                stages.measured_bytes += slot.n_rows * sum(tap.row_bytes for tap in self.layout.taps)
+            stages.castable_bytes += slot.n_rows * sum(map(_castable, self.layout.taps)) * self.layout.values
             self._free.append(slot)
             self._lock.notify_all()
         if self._on_commit is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from .backend import Learned
@@ -22,8 +22,10 @@ from .errors import NoSpaceError, PlanError
 from .files import MOST_STAGING_BYTES, PAGE, STAGING_BYTES
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes, n_cores
+from .measure import scratch_bytes
 from .place import Place
 from .shard import buffer_bytes
+from .statistics import Choice, Statistics
 from .taps import distinct_folders
 
 #: What `dtype` accepts beside None.
@@ -58,6 +60,12 @@ class Settings:
     to wait for a network."""
     upload_bytes: int = 0
     """Bytes that each writer holds back for an upload; 0 where the store is on a disk."""
+    statistics: Choice = field(default_factory=Choice)
+    """What is computed of the taps."""
+    values: bool = True
+    """Whether the taps' values are written; else their statistics alone."""
+    kept: Statistics | None = None
+    """How the statistics are laid out, once the taps are known."""
 
     @property
     def memory_bytes(self) -> int:
@@ -155,6 +163,8 @@ def plan_layout(
     Raises:
         PlanError: two steps do not fit the memory; the message says what would.
     """
+    said = tuple(columns)
+    columns = (*said, *(settings.kept.row_arrays if settings.kept else ()))
     arrays = (*taps, *columns)
     step_bytes = slab_bytes(arrays, step_rows)
     wanted = max(_BLOCK_BYTES, len(arrays) * _SHARD_BYTES)
@@ -170,7 +180,7 @@ def plan_layout(
         key = partial(needed_for, n_slots, step_rows)
         steps = bisect_right(range(1, most + 1), settings.memory_bytes, key=key)
         if steps:
-            return Layout(tuple(taps), tuple(columns), step_rows, steps * step_rows)
+            return Layout(tuple(taps), said, step_rows, steps * step_rows, settings.kept, settings.values)
 
     def needed(n_bytes: int) -> int:
         return _two_steps(taps, columns, step_rows, replace(settings, memory=n_bytes), kept_row_bytes)
@@ -235,7 +245,8 @@ def slots_of(layout: Layout, settings: Settings, kept_row_bytes: int | None = No
         PlanError: not even two.
     """
     steps = layout.steps_per_block
-    reserve = _reserve(layout.taps, layout.columns, layout.step_rows, steps, settings, kept_row_bytes)
+    columns, settings = layout.columns + layout.row_statistics, replace(settings, kept=layout.statistics)
+    reserve = _reserve(layout.taps, columns, layout.step_rows, steps, settings, kept_row_bytes)
     room = settings.memory_bytes - reserve
     n_slots = min(3, room // layout.block_bytes)
     if n_slots < 2:
@@ -254,7 +265,8 @@ def check_memory(layout: Layout, n_slots: int, settings: Settings) -> None:
     Raises:
         PlanError: with what is needed and what is left.
     """
-    needed, left = n_slots * layout.block_bytes, available_bytes()
+    entries = layout.statistics.block_bytes if layout.statistics is not None else 0
+    needed, left = n_slots * (layout.block_bytes + entries), available_bytes()
     if left is not None and needed > left:
         raise PlanError(
             f"{n_slots} blocks of {layout.block_rows} rows take {show_bytes(needed)}, and {show_bytes(left)} "
@@ -265,9 +277,10 @@ def check_memory(layout: Layout, n_slots: int, settings: Settings) -> None:
 
 def store_bytes(layout: Layout, n_rows: int, ratio: float = 1.0) -> int:
     """Return the bytes that `n_rows` rows take on disk, with taps encoded to 1 / `ratio`."""
-    taps = sum(tap.row_bytes for tap in layout.taps) / ratio
-    columns = sum(column.row_bytes for column in layout.columns)
-    return int((taps + columns) * n_rows)
+    taps = sum(tap.row_bytes for tap in layout.taps) / ratio if layout.values else 0
+    columns = sum(column.row_bytes for column in layout.columns + layout.row_statistics)
+    entries = layout.statistics.block_bytes if layout.statistics is not None else 0
+    return int((taps + columns) * n_rows) + -(-n_rows // layout.block_rows) * entries
 
 
 def check_space(place: Place, n_bytes: int) -> None:
@@ -330,5 +343,10 @@ def _reserve(
     staging = 0 if settings.upload_bytes else settings.staging_bytes
     # What small blocks would not need; the allocator keeps as much for each thread.
     least = CHUNK_BYTES if settings.codec == "none" else staging + 2 * CHUNK_BYTES
-    buffers = (buffer_bytes(array, step_rows, n_steps, staging) for array in (*taps, *columns))
-    return first_step + settings.n_writers * (settings.upload_bytes + max(least, *buffers))
+    buffers = [buffer_bytes(array, step_rows, n_steps, staging) for array in (*taps, *columns)]
+    entries = 0
+    if settings.kept is not None:
+        entries = 3 * settings.kept.block_bytes  # of as many blocks as are held
+        buffers.append(buffer_bytes(settings.kept.blocks, settings.kept.n_pieces, 1, staging))
+    writer = settings.upload_bytes + max(least, *buffers) + scratch_bytes(settings.kept, step_rows)
+    return first_step + entries + settings.n_writers * writer

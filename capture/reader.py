@@ -41,6 +41,7 @@ from .trust import check_room, empty, parse_json
 
 if TYPE_CHECKING:
     from .report import StageReport
+    from .summary import RunStatistics
 
 Values = NDArray[Any]
 Selector = slice | NDArray[np.intp]
@@ -204,7 +205,7 @@ class Run:
             )
         records = self._records  # another thread may refresh meanwhile
         if block not in records:
-            found = read_record(self.place, block, len(self.manifest.layout.arrays))
+            found = read_record(self.place, block, len(self.manifest.layout.stored))
             records[block] = check_record(self.manifest, block, *found)
         return records[block]
 
@@ -212,7 +213,7 @@ class Run:
         """Return the records of all committed blocks, in order: one for each array."""
         unread = sorted(self._blocks - set(self._records))
         names = [commit_path(block) for block in unread]
-        n_arrays = len(self.manifest.layout.arrays)
+        n_arrays = len(self.manifest.layout.stored)
         for block, name, data in zip(
             unread, names, self.place.read_many(names, record_bytes(n_arrays)), strict=True
         ):
@@ -222,14 +223,29 @@ class Run:
         return [self.record(block)[1] for block in sorted(self._blocks)]
 
     @cached_property
-    def stats(self) -> dict[str, dict[str, int]]:
-        """What was counted while capturing: for each tap its NaN (`nan`) and infinite (`inf`) values."""
-        totals = {name: {"nan": 0, "inf": 0} for name in self.taps}
-        for records in self.records():
-            for total, shard in zip(totals.values(), records, strict=False):
-                total["nan"] += shard.n_nan
-                total["inf"] += shard.n_inf
-        return totals
+    def stats(self) -> RunStatistics:
+        """What was computed while capturing, of committed rows: for each tap at least `nan` and `inf`."""
+        from .summary import RunStatistics
+
+        return RunStatistics(self)
+
+    def rows_of(self, block: int) -> slice:
+        """Return the rows of a committed block."""
+        first = block * self.manifest.layout.block_rows
+        return slice(first, first + self.record(block)[0])
+
+    def shard(self, array: ArraySpec, block: int) -> Shard:
+        """Return the shard that holds `block` of `array`.
+
+        Raises:
+            StoreError: it is not committed, or not kept.
+        """
+        layout = self.manifest.layout
+        record = self.record(block)[1][layout.stored_at[array.path]]
+        name = shard_path(array, block)
+        # An open file stays what it was when another takes its name, whose record may be equal.
+        stamp = self.place.stamp(name) if self.place.keeps_open else None
+        return _open_shard(self.place, name, array, layout.shard(array, 0)[0], record, stamp)
 
     @property
     def info(self) -> Json:
@@ -507,6 +523,11 @@ class Array:
         shape = [_length(s, n) for s, n in zip(selectors, sizes, strict=True)]
         if 0 in shape:
             return np.empty(shape, spec.dtype)
+        if spec.path not in layout.stored_at:
+            raise StoreError(
+                f"{self._run.path} holds statistics alone (values=False, --stats-only), so the values of "
+                f"{self.name} cannot be read; run.stats[{self.name!r}] has what there is"
+            )
         what = f"{' x '.join(map(str, shape))} of {self.name}"
         self._run.check_committed(_range(selectors[0], sizes[0]))
         check_room(8 * max(shape), what)  # the indices by themselves
@@ -543,11 +564,7 @@ class Array:
         return out
 
     def _shard(self, block: int) -> Shard:
-        record = self._run.record(block)[1][self._index]
-        place, name = self._run.place, shard_path(self._spec, block)
-        # An open file stays what it was when another takes its name, whose record may be equal.
-        stamp = place.stamp(name) if place.keeps_open else None
-        return _open_shard(place, name, self._spec, self._run.manifest.layout, record, stamp)
+        return self._run.shard(self._spec, block)
 
 
 class Tap(Array):

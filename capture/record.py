@@ -17,6 +17,7 @@ from .reader import Run, open_run
 from .recorder import Facts, Recorder
 from .report import StageReport
 from .score import Score, check_score
+from .statistics import Choice
 from .store import Manifest
 from .taps import Patterns
 
@@ -36,6 +37,8 @@ def record(
     overwrite: bool = False,
     backend: str | None = None,
     writers: int | None = None,
+    stats: str | Sequence[str] | None = None,
+    values: bool = True,
     storage: Mapping[str, Any] | None = None,
 ) -> Recorder:
     """Capture `layers` of `model` while a loop of your own runs it.
@@ -58,6 +61,9 @@ def record(
         overwrite: replace a store that is there.
         backend: name of the backend, where it does not follow from the model.
         writers: writer threads.
+        stats: statistics to compute while streaming: `cheap`, `all`, or names of
+            `layertap.capture.statistics.NAMES`; none by default.
+        values: whether activations are written; False keeps statistics alone, `cheap` if none are named.
         storage: for a URL: options of obstore's `from_url`; what is not said comes from the environment.
 
     Returns:
@@ -73,7 +79,7 @@ def record(
         model,
         place_of(path, storage),
         layers,
-        settings=Settings(dtype, codec, memory, writers),
+        settings=_settings(dtype, codec, memory, writers, stats, values),
         facts=Facts(
             Preprocess(_floats(mean), _floats(std)),
             None if classes is None else tuple(classes),
@@ -104,6 +110,8 @@ def record_dataset(
     overwrite: bool = False,
     backend: str | None = None,
     writers: int | None = None,
+    stats: str | Sequence[str] | None = None,
+    values: bool = True,
     storage: Mapping[str, Any] | None = None,
     progress: bool = False,
     on_plan: Callable[[Manifest, int], None] | None = None,
@@ -143,6 +151,8 @@ def record_dataset(
         overwrite: replace a store that is there.
         backend: name of the backend, where it does not follow from the model.
         writers: writer threads.
+        stats: see `record`.
+        values: see `record`.
         storage: see `record`.
         progress: show a bar with rows, rate, bytes, the slowest stage and the time left.
         on_plan: called once, with the manifest and the rows that are committed already, when the first batch
@@ -174,7 +184,7 @@ def record_dataset(
         model,
         place_of(path, storage),
         layers,
-        settings=Settings(dtype, codec, memory, writers),
+        settings=_settings(dtype, codec, memory, writers, stats, values),
         facts=Facts(
             source.preprocess,
             tuple(classes) if classes is not None else source.classes,
@@ -196,6 +206,22 @@ def record_dataset(
     if on_report is not None and recorder.stages.n_rows:
         on_report(recorder.report)
     return open_run(recorder.place)
+
+
+def _settings(
+    dtype: str | None,
+    codec: str,
+    memory: str | int,
+    writers: int | None,
+    stats: str | Sequence[str] | None,
+    values: bool,
+) -> Settings:
+    choice = Choice.parse("cheap" if stats is None and not values else stats)
+    if not (values or choice.names):
+        raise PlanError(
+            "without values and without statistics there is nothing to keep; give stats= another choice"
+        )
+    return Settings(dtype, codec, memory, writers, statistics=choice, values=values)
 
 
 def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:

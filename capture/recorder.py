@@ -33,6 +33,7 @@ from .reader import Run, open_run
 from .report import StageReport
 from .score import PREDICTION, Score, score_text
 from .stages import Laps
+from .statistics import plan_statistics
 from .store import (
     Json,
     Manifest,
@@ -310,7 +311,7 @@ class Recorder:
         self._done = committed_blocks(self.place, manifest.n_blocks)
         if manifest.n_rows is None:
             # A loop's last block may be short; where the loop did not end, it is made again.
-            n_arrays = len(manifest.layout.arrays)
+            n_arrays = len(manifest.layout.stored)
             full = manifest.layout.block_rows
             self._done = {b for b in self._done if read_record(self.place, b, n_arrays)[0] == full}
         elif self._n_rows is None:
@@ -427,6 +428,8 @@ class Recorder:
         ]
         step_rows = self._batch_size or n_rows
         self._kept_row_bytes = sum(tap.row_bytes for tap in learned)
+        statistics = plan_statistics(taps, columns, self._settings.statistics, self._facts.classes)
+        self._settings = replace(self._settings, kept=statistics)
         layout = plan_layout(taps, columns, step_rows, self._n_rows, self._settings, self._kept_row_bytes)
         about = {
             tap.name: {
@@ -524,7 +527,7 @@ class Recorder:
         """Return the bytes that the finished store will take; with a codec, judged by its first chunk."""
         assert self._session is not None
         encoded = raw = 1
-        if self._settings.codec != "none":
+        if self._settings.codec != "none" and manifest.layout.values:
             for i, tap in enumerate(manifest.layout.taps):
                 rows = self._session.sample(i)[: manifest.layout.chunk_rows(tap)]
                 sample = np.ascontiguousarray(rows.astype(tap.dtype, copy=False))

@@ -56,7 +56,11 @@ class StageReport:
         if self.slowest == "transfer":
             return f"the copies from the device set the pace: {self._cast(s.moving_s)}"
         durable_s = s.sync_s + s.commit_s
-        work_s = s.checksum_s + s.encode_s + s.write_s + durable_s
+        work_s = s.checksum_s + s.encode_s + s.write_s + durable_s + s.statistics_s
+        if s.statistics_s > 0.5 * work_s:
+            rate = _rate(s.measured_bytes, s.statistics_s)
+            gain_s = min(s.writing_s * s.statistics_s / work_s, s.wait_s + s.drain_s)
+            return f"statistics set the pace, {rate} a writer: without them, {self._would(gain_s)}"
         if s.encode_s > 0.5 * work_s:
             return (
                 f"encoding sets the pace, {_rate(s.raw_bytes, s.encode_s)} a writer for "
@@ -95,6 +99,7 @@ class StageReport:
             ("transfer", s.moving_s, s.raw_bytes),
             ("encode", s.encode_s / n, s.raw_bytes),
             ("checksum", s.checksum_s / n, s.raw_bytes),
+            ("statistics", s.statistics_s / n, s.measured_bytes),
             ("write", s.write_s / n, s.n_bytes),
             ("sync, commit", (s.sync_s + s.commit_s) / n, 0),
         ]
@@ -107,7 +112,7 @@ class StageReport:
                 _rate(n_bytes, seconds) if n_bytes and seconds else "",
             )
             for name, seconds, n_bytes in stages
-            if seconds >= 0.005 or name not in ("transfer", "encode")
+            if seconds >= 0.005 or name not in ("transfer", "encode", "statistics")
         ]
 
     def __str__(self) -> str:

@@ -2,8 +2,8 @@
 
 The thread that runs the model divides the wall among five stages, which add up to it: `start`, `data`,
 `forward`, `wait`, `drain`. Each writer thread divides the time that it works among `transfer`, `checksum`,
-`encode`, `write`, `sync` and `commit`. Clocks are read a few times for each step and each inner chunk, and
-never in a hook.
+`encode`, `write`, `sync`, `commit` and `statistics`. Clocks are read a few times for each step and each inner
+chunk, and never in a hook.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 #: The stages of a writer thread, in their order.
-WRITER_STAGES = ("transfer", "checksum", "encode", "write", "sync", "commit")
+WRITER_STAGES = ("transfer", "checksum", "encode", "write", "sync", "commit", "statistics")
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Stages:
     """Writer threads waiting until shards are durable."""
     commit_s: float = 0.0
     """Writer threads naming shards and recording blocks."""
+    statistics_s: float = 0.0
+    """Writer threads computing statistics."""
     writing_s: float = 0.0
     """Time in which at least one writer thread was at work on something else than a transfer."""
     n_writers: int = 1
@@ -53,6 +55,8 @@ class Stages:
     """Bytes of those shards."""
     raw_bytes: int = 0
     """Bytes of those rows before they were encoded."""
+    measured_bytes: int = 0
+    """Bytes that statistics were computed of."""
     castable_bytes: int = 0
     """Of `raw_bytes`, those that a cast to float16 would save."""
 

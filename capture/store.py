@@ -22,6 +22,7 @@ from .layout import ArraySpec, Layout
 from .place import Lock, NewFile, Place
 from .printable import printable
 from .shard import ShardRecord, least_bytes
+from .statistics import Statistics
 
 Json = dict[str, Any]
 
@@ -59,6 +60,8 @@ class Manifest:
             "commits": COMMITS,
             "taps": [_array_json(tap) | about[tap.name] for tap in self.layout.taps],
             "columns": [_array_json(column) for column in self.layout.columns],
+            "values": self.layout.values,
+            "statistics": self.layout.statistics and self.layout.statistics.to_json(self.layout.taps),
             **{key: value for key, value in self.facts.items() if key != "taps"},
         }
         return data | {_CRC_KEY: manifest_crc(data)}
@@ -167,7 +170,7 @@ class StoreWriter:
 
     def commit(self, block: int, n_rows: int, records: Sequence[ShardRecord]) -> None:
         """Give the durable shards of `block` their names, then record it, all or nothing."""
-        self.place.publish([shard_path(array, block) for array in self.manifest.layout.arrays])
+        self.place.publish([shard_path(array, block) for array in self.manifest.layout.stored])
         self._lock.check()
         self.place.write(commit_path(block), encode_record(n_rows, records))
 
@@ -225,7 +228,7 @@ def read_manifest(place: Place, *, again: bool = False) -> Manifest:
         ) from None
     try:
         manifest = Manifest.from_json(attributes)
-        place.check_folders([COMMITS, LOG, *(array.path for array in manifest.layout.arrays)])
+        place.check_folders([COMMITS, LOG, *(array.path for array in manifest.layout.stored)])
     except FormatError as error:
         raise type(error)(f"{place} cannot be read: {error}") from error
     return manifest
@@ -254,6 +257,7 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
         was, now = (m.get(group, {}).get(key) for m in (existing, planned))
         if was != now:
             lines.append(f"{_MEANING.get(key, key)}: {was} there, {now} now")
+    lines += statistics_differences(existing, planned)
     was, now = ([tap["name"] for tap in m["taps"]] for m in (existing, planned))
     if was != now and set(was) == set(now):
         lines.append(f"order of the taps: {', '.join(was)} there, {', '.join(now)} now")
@@ -269,6 +273,18 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
                 if was[name][field] != now[name][field]
             ]
     return [printable(line) for line in lines]
+
+
+def statistics_differences(existing: Json, planned: Json) -> list[str]:
+    """Return a line for each difference in what is kept of the taps."""
+    lines = []
+    for what in ("names", "top_rows", "classes"):
+        was, now = ((m.get("statistics") or {}).get(what) for m in (existing, planned))
+        if was != now:
+            lines.append(f"statistics ({what}): {was} there, {now} now")
+            break
+    was, now = ("values" if m.get("values", True) else "statistics alone" for m in (existing, planned))
+    return lines + ([f"of the taps: {was} there, {now} now"] if was != now else [])
 
 
 _MEANING = {
@@ -394,12 +410,15 @@ def check_record(
         manifest.n_rows is not None and n_rows != manifest.rows_of(block)
     ):
         raise FormatError(f"{where} speaks of {n_rows} rows")
-    for array, record in zip(layout.arrays, records, strict=True):
-        if record.n_bytes < least_bytes(array, layout, n_rows):
+    for array, record in zip(layout.stored, records, strict=True):
+        shard, n_shard_rows = layout.shard(array, n_rows)
+        if record.n_bytes < least_bytes(array, shard, n_shard_rows):
             raise FormatError(
                 f"{where} gives {array.path} {record.n_bytes} bytes, which cannot hold {n_rows} rows"
             )
-        n_parts = n_rows * array.row_bytes // array.dtype.itemsize * (2 if array.dtype.kind == "c" else 1)
+        n_parts = (
+            n_shard_rows * array.row_bytes // array.dtype.itemsize * (2 if array.dtype.kind == "c" else 1)
+        )
         if record.n_nan + record.n_inf > n_parts:
             raise FormatError(f"{where} counts more values that are not finite than {array.path} has")
     return n_rows, tuple(records)
@@ -433,15 +452,19 @@ def _layout_from_json(data: Json) -> Layout:
         raise FormatError("its blocks are not a whole number of steps")
     if data["commits"] != COMMITS:
         raise FormatError(f"its commit records are said to lie in {trust.shown(data['commits'])}")
-    return Layout(taps, columns, step_rows, block_rows)
+    values = data.get("values", True)
+    statistics = Statistics.from_json(data.get("statistics"), taps)
+    if type(values) is not bool or not (values or statistics):
+        raise FormatError("it has neither values nor statistics, or does not say which")
+    return Layout(taps, columns, step_rows, block_rows, statistics, values)
 
 
-_OF_LAYOUT = ("format", "rows", "step_rows", "block_rows", "commits", "columns", _CRC_KEY)
+_OF_LAYOUT = ("format", "rows", "step_rows", "block_rows", "commits", "columns", "values", "statistics")
 _OF_ARRAY = ("name", "path", "dims", "shape", "dtype", "codec")
 
 
 def _facts_from_json(data: Json) -> Json:
-    facts = {key: value for key, value in data.items() if key not in _OF_LAYOUT}
+    facts = {key: value for key, value in data.items() if key not in (*_OF_LAYOUT, _CRC_KEY)}
     facts["taps"] = {
         tap["name"]: {key: value for key, value in tap.items() if key not in _OF_ARRAY}
         for tap in data["taps"]
@@ -477,7 +500,7 @@ def _array_from_json(data: Json) -> ArraySpec:
 
 def metadata_files(manifest: Manifest) -> dict[str, bytes]:
     """Return every zarr.json of a store by its name inside it, the root's last."""
-    files = {array.path: _array_metadata(array, manifest) for array in manifest.layout.arrays}
+    files = {array.path: _array_metadata(array, manifest) for array in manifest.layout.stored}
     files[COMMITS] = _commits_metadata(manifest)
     groups = sorted({str(parent) for name in files for parent in PurePosixPath(name).parents}, reverse=True)
     arrays = dict(files)
@@ -502,10 +525,16 @@ def _consolidated(inside: dict[str, Json]) -> Json:
 
 def _array_metadata(array: ArraySpec, manifest: Manifest) -> Json:
     layout = manifest.layout
-    shape = [manifest.n_rows or 0, *array.shape]
+    shard, n_rows = layout.shard(array, layout.block_rows)
+    shape, chunk, inner_chunk = (
+        [n, *array.shape] for n in (manifest.n_rows or 0, layout.block_rows, shard.chunk_rows(array))
+    )
+    if shard is not layout:  # a block's pieces lie side by side
+        inner_chunk, chunk = [1, *array.shape], [1, n_rows * array.shape[0]]
+        shape = [manifest.n_blocks, chunk[1]]
     inner = [_BYTES, *array.encoding.json(), _CRC]
     sharding = {
-        "chunk_shape": [layout.chunk_rows(array), *array.shape],
+        "chunk_shape": inner_chunk,
         "codecs": inner,
         "index_codecs": [_BYTES, _CRC],
         "index_location": "end",
@@ -515,7 +544,7 @@ def _array_metadata(array: ArraySpec, manifest: Manifest) -> Json:
         "node_type": "array",
         "shape": shape,
         "data_type": dtype_name(array.dtype),
-        "chunk_grid": _grid([layout.block_rows, *array.shape]),
+        "chunk_grid": _grid(chunk),
         "chunk_key_encoding": _KEYS,
         "fill_value": fill_value(array.dtype),
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
@@ -525,7 +554,7 @@ def _array_metadata(array: ArraySpec, manifest: Manifest) -> Json:
 
 
 def _commits_metadata(manifest: Manifest) -> Json:
-    arrays = manifest.layout.arrays
+    arrays = manifest.layout.stored
     fields = ["rows", *(f"{a.path}/{field}" for a in arrays for field in _RECORD_FIELDS)]
     return {
         "zarr_format": 3,

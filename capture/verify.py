@@ -76,7 +76,7 @@ def repair(
     blocks = sorted({damage.block for damage in damages if damage.block is not None})
     # The records go first: from then on the blocks are not there, whatever becomes of their shards.
     store.delete([commit_path(block) for block in blocks])
-    store.delete([shard_path(array, block) for block in blocks for array in manifest.layout.arrays])
+    store.delete([shard_path(array, block) for block in blocks for array in manifest.layout.stored])
     files = metadata_files(manifest)
     for name in {damage.file for damage in damages if damage.block is None}:
         try:
@@ -105,14 +105,14 @@ def _closed(store: Place, manifest: Manifest) -> Manifest:
     if manifest.n_rows is not None or not (blocks := committed_blocks(store)):
         return manifest
     try:
-        n_last, _ = read_record(store, max(blocks), len(manifest.layout.arrays))
+        n_last, _ = read_record(store, max(blocks), len(manifest.layout.stored))
     except (LayertapError, OSError):
         return manifest
     return replace(manifest, n_rows=max(blocks) * manifest.layout.block_rows + n_last)
 
 
 def _block(store: Place, manifest: Manifest, block: int) -> Iterator[Damage]:
-    arrays = manifest.layout.arrays
+    arrays = manifest.layout.stored
     first = block * manifest.layout.block_rows
     rows = first, first + manifest.rows_of(block) - 1
     file = commit_path(block)
@@ -131,7 +131,8 @@ def _shard(
     store: Place, manifest: Manifest, array: ArraySpec, block: int, n_rows: int, record: ShardRecord
 ) -> str | None:
     try:
-        with Shard(store, shard_path(array, block), array, manifest.layout, record) as shard:
+        layout, n_rows = manifest.layout.shard(array, n_rows)
+        with Shard(store, shard_path(array, block), array, layout, record) as shard:
             shard.check(n_rows)
     except (FormatError, StoreError) as error:
         return str(error)

@@ -197,7 +197,7 @@ def pack(
     blocks = range(manifest.n_blocks)
     files = metadata_files(manifest)
     names = [ROOT, *(name for name in files if name != ROOT), *map(commit_path, blocks)]
-    names += [shard_path(array, block) for array in reversed(manifest.layout.arrays) for block in blocks]
+    names += [shard_path(array, block) for array in reversed(manifest.layout.stored) for block in blocks]
     made = target.with_name(target.name + PART)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

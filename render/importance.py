@@ -7,12 +7,15 @@ the others. A channel without a finite value comes last.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, closest
+
+if TYPE_CHECKING:
+    from ..capture.summary import RunStatistics
 
 Values = NDArray[Any]
 _Measure = Callable[[Values, Values, Values], Values]
@@ -41,6 +44,28 @@ def check_ranks(values: Values, by: str, what: str) -> None:
             f"{by} does not rank {what}, a vector: of one value in one row it is the same for all "
             f"{values.shape[1]}; mean, maximum, l1 and l2 rank vectors"
         )
+
+
+# Of the greatest value of a channel: far more than its stored means are off, which are float32.
+_MEANS_OFF, _MAXIMA_OFF = 2e-5, 1e-12
+
+
+def candidates(stats: RunStatistics, name: str, rows: Values, by: str, n: int) -> Values | None:
+    """Return channels of a tap among which the `n` most important ones of `rows` certainly are, in order.
+
+    They follow from what was kept of each row and channel while capturing, so that only they need be read.
+    None: read them all, because nothing was kept that tells, or some values are not finite.
+    """
+    if by not in ("mean", "maximum") or "pooled" not in stats.names or any(stats.not_finite(name)):
+        return None
+    its = stats[name]
+    if its.minimum is None or its.maximum is None or n >= len(its.minimum):
+        return None
+    measures = stats.pooled(name, by, rows).astype(np.float64)
+    measure = measures.mean(0) if by == "mean" else measures.max(0)
+    off = np.maximum(np.abs(its.minimum), np.abs(its.maximum)) * (_MEANS_OFF if by == "mean" else _MAXIMA_OFF)
+    least = np.partition(measure - off, len(measure) - n)[len(measure) - n]
+    return np.flatnonzero(~(measure + off < least))
 
 
 def rank(values: Values, by: str) -> NDArray[np.intp]:

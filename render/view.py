@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError
-from .importance import check_ranks, rank
+from .importance import candidates, check_ranks, rank
 from .selection import ChannelChoice, can_draw, class_column, select_layers
 from .spec import GridSpec, Spec
 
 if TYPE_CHECKING:
     from ..capture.reader import Run, Tap
+    from ..capture.summary import RunStatistics
 
 Values = NDArray[Any]
 
@@ -90,11 +91,11 @@ def take(run: Run, spec: Spec) -> View:
     """
     names = select_layers(run, spec.layers)
     choice = ChannelChoice.parse(spec.channels, spec.by)
-    layers = tuple(_layer(run[name], spec, choice) for name in names)
+    layers = tuple(_layer(run[name], spec, choice, run.stats) for name in names)
     return View(_rows(run, spec.rows, isinstance(spec, GridSpec) and spec.picture), layers)
 
 
-def _layer(tap: Tap, spec: Spec, choice: ChannelChoice) -> LayerView:
+def _layer(tap: Tap, spec: Spec, choice: ChannelChoice, stats: RunStatistics) -> LayerView:
     if not can_draw(tap):
         dims = ", ".join(f"{dim}={n}" for dim, n in zip(tap.dims[1:], tap.shape[1:], strict=True))
         raise DrawError(
@@ -112,15 +113,18 @@ def _layer(tap: Tap, spec: Spec, choice: ChannelChoice) -> LayerView:
         channels = choice.indices(n_channels, f"{unit} of {tap.name}:")
     else:
         channels = tuple(range(n_channels if how != "first" else min(choice.n or 9, n_channels)))
+    class_token = len(order) == 2 and _has_class_token(tap.shape[1 + order[1]])
+    if how == "top" and not class_token and choice.n is not None:
+        some = candidates(stats, tap.name, rows, choice.by, choice.n)
+        channels = channels if some is None else tuple(some.tolist())
     values = _read(tap, rows, order, channels)
-    class_token = len(order) == 2 and _has_class_token(values.shape[2])
     if class_token:
         values = values[:, :, 1:]
     if how == "top":
         ranked = values.reshape(*values.shape[:2], -1, 1)
         check_ranks(ranked, choice.by, tap.name)
         chosen = rank(ranked, choice.by)[: choice.n]
-        channels, values = tuple(chosen.tolist()), values[:, chosen]
+        channels, values = tuple(channels[i] for i in chosen), values[:, chosen]
     maps, cells, note = _wrap(values, len(order))
     if class_token:
         side = maps.shape[-1]

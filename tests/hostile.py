@@ -194,7 +194,7 @@ def use(path: Path, draws: bool = True) -> list[str]:
         steps += [
             lambda: (repr(run), len(run), run.n_rows, run.info, run.complete, run.classes, run.mean, run.std),
             lambda: (run.n_committed, run.committed().sum()),
-            lambda: (run.stats, run.n_bytes),
+            lambda: (dict(run.stats), run.n_bytes),
             lambda: [(array[0], array[-1], array[:], array[::-5]) for array in run.taps.values()],
             lambda: [array[...] for array in run.rows.values()],
             lambda: run[layer][:, :1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from layertap.capture.codecs import CODECS
 from layertap.capture.dtypes import DTYPES
 from layertap.capture.layout import CHUNK_BYTES
 from layertap.capture.plan import dims_of
+from layertap.capture.statistics import BINS, LONGEST_MAP, MOST_GRAM_CHANNELS, NAMES
 from layertap.capture.taps import KINDS, TapName
 
 PAGE = (Path(__file__).parents[1] / "FORMAT.md").read_text()
@@ -187,3 +189,70 @@ def test_rows_that_are_missing_show_as_nan_to_other_readers(tmp_path):
     size = run.manifest.layout.block_rows
     assert np.isnan(maps[size : 2 * size]).all()
     assert np.isfinite(maps[:size]).all()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> lt.Run:
+    path = tmp_path_factory.mktemp("measured") / "run.zarr"
+    return capture(path, stats="all", memory="6500KiB")
+
+
+def test_the_statistics_have_the_names_and_fields_that_the_page_lists(measured):
+    assert names(table("The manifest", "key")["`statistics`"].split("`top_rows`")[0])[1:] == list(NAMES)
+    listed = [name for cell in table("Statistics", "field") for name in names(cell)]
+    kept = measured.info["statistics"]
+    assert sorted(listed) == sorted(kept["taps"]["maps"]["fields"])
+    assert f"c, {BINS} |" in PAGE
+    assert f"at most {LONGEST_MAP}, less" in PAGE
+    assert f"more than {MOST_GRAM_CHANNELS} channels" in PAGE
+    row = table("The manifest", "key")["`statistics`"]
+    for said in (kept, kept["blocks"], kept["rows"], kept["taps"]["maps"]):
+        assert set(said) <= set(names(row))
+    files = {file.relative_to(measured.path).as_posix() for file in measured.path.glob("statistics/**/*")}
+    assert {file for file in files if file.endswith(".0")} == {
+        f"statistics/{name}/c.{block}.0" for name in ("rows", "blocks") for block in measured.blocks
+    }
+
+
+def test_a_reader_written_from_the_page_alone_merges_the_statistics(measured):
+    """zarr-python and numpy, following FORMAT.md."""
+    group = measured.zarr()
+    manifest = group.attrs["layertap"]
+    rows, blocks = group["statistics/rows"][...], group["statistics/blocks"][...]
+    assert len(blocks) == measured.manifest.n_blocks > 2
+    assert group["statistics/blocks"].metadata.dimension_names == ("block", "entry")
+    for name, about in manifest["statistics"]["taps"].items():
+        n = about["channels"]
+        means = rows[:, about["pooled"] : about["pooled"] + n]
+        assert np.array_equal(means, measured.stats.pooled(name)), name
+        fields = {
+            field: blocks[:, start : start + math.prod(shape)].reshape(-1, *shape)
+            for field, (start, *shape) in about["fields"].items()
+        }
+        its = measured.stats[name]
+        assert np.array_equal(fields["count"].sum(0), its.count)
+        assert np.array_equal(fields["histogram"].sum(0), its.histogram)
+        assert np.array_equal(np.nanmax(fields["maximum"], 0), its.maximum)
+        count, mean, squares = (fields[field][0] for field in ("count", "mean", "squares"))
+        for m, b, more in zip(*(fields[field][1:] for field in ("count", "mean", "squares")), strict=True):
+            squares = squares + more + (b - mean) ** 2 * count * m / (count + m)
+            mean, count = mean + (b - mean) * m / (count + m), count + m
+        np.testing.assert_allclose(its.mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(its.variance, squares / count, rtol=1e-12, atol=1e-30)
+
+
+def test_other_readers_read_the_statistics(measured):
+    xarray = pytest.importorskip("xarray")
+    tensorstore = pytest.importorskip("tensorstore")
+    for name in ("rows", "blocks"):
+        expected = measured.zarr()[f"statistics/{name}"][...]
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": str(measured.path / "statistics" / name)},
+        }
+        read = tensorstore.open(spec, read=True).result().read().result()
+        assert np.array_equal(read, expected, equal_nan=True), name
+    opened = xarray.open_zarr(measured.path, group="statistics")
+    assert opened["rows"].dims == ("row", "pooled")
+    assert opened["blocks"].dims == ("block", "entry")
+    assert opened.sizes["row"] == measured.n_rows

@@ -28,6 +28,7 @@ needs_peaks = pytest.mark.skipif(
 PEAK = """
 import gc, sys, time
 import numpy as np
+MORE = globals().get("MORE", {})
 import layertap as lt
 from layertap.capture.files import DurableFile
 
@@ -52,7 +53,7 @@ def slowly(self, *args, **options):
     write(self, *args, **options)
 
 def capture(n_rows, path):
-    options = dict(batch_size=step, memory=memory, codec=codec, writers=2)
+    options = dict(batch_size=step, memory=memory, codec=codec, writers=2, **MORE)
     lt.record_dataset(MODEL, Made(n_rows), path, LAYERS, **options)
 
 capture(step, path + ".warm")
@@ -65,6 +66,7 @@ print(status("VmHWM") - before)
 """
 
 ARRAYS = "MODEL, LAYERS = (lambda batch: {'maps': batch}), ['maps']\n"
+MEASURED = f"{ARRAYS}MORE = {{'stats': 'all'}}\n"
 TORCH = """
 import torch
 torch.set_num_threads(1)
@@ -98,8 +100,12 @@ def peak(
         ((3000, 1000), 1, "none", 48 * MIB, 8, ARRAYS),
         ((2048,), 97, "none", 24 * MIB, 97 * 40, ARRAYS),
         ((2,), 1, "none", 16 * MIB, 6000, ARRAYS),
+        ((64, 32, 32), 16, "none", 44 * MIB, 160, MEASURED),
     ],
-    ids=["maps", "maps encoded", "maps of torch", "rows of 12 MB", "one row a chunk", "one row a step"],
+    ids=[
+        *("maps", "maps encoded", "maps of torch", "rows of 12 MB", "one row a chunk", "one row a step"),
+        "statistics",
+    ],
 )
 def test_the_peak_is_the_budget_whatever_the_length(tmp_path, shape, step, codec, memory, n_rows, model):
     if model == TORCH:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class FakeRun:
         self.taps = {tap.name: tap for tap in taps}
         self.rows = {name: FakeArray(name, ("row",), np.asarray(values)) for name, values in columns.items()}
         self.classes = classes
+        self.stats = SimpleNamespace(names=())
         self._committed = np.ones(self.n_rows, np.bool_) if committed is None else committed
 
     def __getitem__(self, name: str) -> FakeTap:

@@ -37,7 +37,7 @@ def test_a_packed_store_holds_what_the_store_holds_and_is_read_in_place(tmp_path
     assert read["maps"][:, 1].tobytes() == VALUES[:, 1].tobytes()
     assert read["sums"][...].tobytes() == run["sums"][...].tobytes()
     assert read.rows["label"][:].tolist() == run.rows["label"][:].tolist()
-    assert read.stats == run.stats
+    assert [read.stats.not_finite(name) for name in read] == [run.stats.not_finite(name) for name in run]
     assert list(verify(path)) == []
     assert lt.draw(read, "grid", rows=[3], layers="maps", painter="pillow").png() == (
         lt.draw(run, "grid", rows=[3], layers="maps", painter="pillow").png()
