@@ -39,7 +39,7 @@ ROW = "row"
 class _Values:
     """Tensors for some rows of taps and columns, and the memory that they lie in."""
 
-    def __init__(self, of: Sequence[Array], specs: Sequence[ArraySpec], n_rows: int, shared: bool) -> None:
+    def __init__(self, of: dict[str, Array], specs: Sequence[ArraySpec], n_rows: int, shared: bool) -> None:
         self._of, self._specs, self._n_rows = of, specs, n_rows
         for spec in specs:
             check_room(n_rows * spec.row_bytes, f"a batch of {n_rows} rows of {spec.name}")
@@ -52,7 +52,9 @@ class _Values:
     def named(self) -> dict[str, Any]:
         """Return the values by name: tensors of shape (rows, *shape), and lists of texts."""
         places = iter(range(len(self._specs)))
-        return {one.name: self._of_one(one, [next(places) for _ in one.stored_as]) for one in self._of}
+        return {
+            name: self._of_one(one, [next(places) for _ in one.stored_as]) for name, one in self._of.items()
+        }
 
     def _of_one(self, one: Array, places: list[int]) -> Any:
         spec, first = self._specs[places[0]], self.arrays[places[0]]
@@ -95,9 +97,10 @@ class _Chosen:
         self.taps = _names(taps, list(run))
         #: Names of the columns, behind them.
         self.columns = _names(columns, [])
-        self._of: list[Array] = [run[name] for name in self.taps]
-        self._of += [run.rows[name] for name in self.columns if not self._is_row(name)]
-        self._numbers = [number for one in self._of for number in one.stored_as]
+        #: By the names that they were asked for by, of which a tap may have several.
+        self._of: dict[str, Array] = {name: run[name] for name in self.taps}
+        self._of |= {name: run.rows[name] for name in self.columns if not self._is_row(name)}
+        self._numbers = [number for one in self._of.values() for number in one.stored_as]
         names = [*self.taps, *self.columns]
         for name in names:
             if names.count(name) > 1:

@@ -168,6 +168,14 @@ def test_a_tap_that_is_made_of_several_arrays_is_put_together(run, monkeypatch):
     assert torch.equal(batch["one"], torch.from_numpy(expected))
 
 
+def test_a_tap_goes_by_the_name_that_it_was_asked_for_by(run):
+    run._first_names["another"] = "maps"
+    rows = run.torch_dataset(["another", "one", "maps"])
+    assert list(rows[3]) == ["another", "one", "maps"]
+    assert torch.equal(rows[3]["another"], torch.from_numpy(VALUES[3]))
+    assert torch.equal(next(iter(run.torch_dataset("another", batch_size=100)))["another"], rows[:]["maps"])
+
+
 def test_a_transform_has_each_item(run):
     rows = run.torch_dataset("maps", "row", transform=first_channel)
     values, _ = rows[3]
