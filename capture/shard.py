@@ -121,7 +121,7 @@ def buffer_bytes(array: ArraySpec, step_rows: int, n_steps: int, staging_bytes: 
     n_chunk_rows = chunk_rows(array.row_bytes, step_rows, 1)  # or more
     n_chunks = n_steps * (step_rows // n_chunk_rows)
     index_bytes = 32 * n_chunks
-    counting = min(shard_bytes, 4 * _COUNTED_BYTES)
+    counting = min(shard_bytes, 2 * _COUNTED_BYTES)  # magnitudes, and which are great
     if array.codec == "none":
         if n_chunk_rows * array.row_bytes % PAGE:
             return index_bytes + counting + min(shard_bytes, staging_bytes)

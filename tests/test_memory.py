@@ -208,7 +208,7 @@ def test_each_way_out_of_a_plan_that_does_not_fit_is_one(tmp_path):
     rows = np.ones((64, 4096), np.float32)
 
     def capture(**changed: Any) -> lt.Run:
-        options: dict[str, Any] = {"batch_size": 32, "memory": "2MiB", "writers": 1} | changed
+        options: dict[str, Any] = {"batch_size": 32, "memory": "2300KiB", "writers": 1} | changed
         layers = options.pop("layers", ["a", "b"])
         return lt.record_dataset(
             lambda batch: {"a": batch, "b": batch}, rows, tmp_path / str(len(changed)), layers,
