@@ -59,7 +59,7 @@ def test_a_tap_reads_as_what_it_stands_for_and_its_parts_as_they_are_stored(run)
     limit = np.where(finite, np.abs(true), 0).max((2, 3), keepdims=True) / 251
     assert (np.abs(got[finite] - true[finite]) <= np.broadcast_to(limit, true.shape)[finite]).all()
     assert np.array_equal(got[~finite], true[~finite], equal_nan=True)
-    assert run.stats["codes"] == run.stats["plain"] == {"nan": 1, "inf": 1}
+    assert [(run.stats[name].nan, run.stats[name].inf) for name in ("codes", "plain")] == [(1, 1)] * 2
     top, at = run["top"], run["top"].positions
     assert top.dims == at.dims == ("row", "rank", "y", "x")
     assert (top.shape, top.dtype, at.dtype) == ((40, 3, 16, 16), np.float16, np.int32)
@@ -385,3 +385,21 @@ def test_top_values_may_be_cast_to_codes(tmp_path):
     true = np.take_along_axis(places, tap.positions[...].astype(int), 2)
     assert np.abs(tap[...] - true).max() <= true.max() / 251
     assert (true[..., 0] == places.max(2)).all()
+
+
+def test_statistics_are_of_the_reduced_values_and_codes_have_none(tmp_path):
+    reduce = {"few": "project:2", "top": "topk:2", "small": "pool:4|float16"}
+    run = lt.record_dataset(
+        model, VALUES[8:], tmp_path / "s", ["few", "top", "small"], reduce=reduce, stats="cheap", batch_size=4
+    )
+    for name in reduce:
+        values = run[name][...].astype(np.float64)
+        assert np.allclose(run.stats[name].mean, values.mean((0, 2, 3)), atol=1e-3), name
+    assert list(verify(tmp_path / "s")) == []
+    alone = lt.record_dataset(
+        model, VALUES[8:], tmp_path / "t", ["top"], reduce="topk:2", values=False, batch_size=4
+    )
+    assert np.array_equal(alone.stats["top"].mean, run.stats["top"].mean)
+    assert not list((tmp_path / "t" / "taps").rglob("c.*"))
+    with pytest.raises(lt.PlanError, match="plain is reduced to int8 codes"):
+        lt.record_dataset(model, VALUES, tmp_path / "u", ["plain"], reduce="int8", stats="cheap")
