@@ -21,6 +21,8 @@ from ..capture.dtypes import DTYPES
 from ..capture.errors import CaptureError, SelectionError
 from ..capture.layout import Layout, array_view
 from ..capture.pipeline import Memory, Piece, Slab
+from ..capture.reduce import Chain, Rows
+from ..capture.reduce_arrays import apply
 from ..capture.taps import (
     OUTPUT,
     Choice,
@@ -74,6 +76,8 @@ class ArraysSession(Session):
         self._heard = _Heard(self)
         self._taps: list[TapName] = []
         self._types: dict[str, str] = {}
+        self._shapes: list[tuple[int, ...]] = []
+        self._reductions: Sequence[tuple[Chain, Rows]] = ()
         self._layout: Layout | None = None
 
     def attach(self, sink: Sink) -> None:
@@ -112,11 +116,16 @@ class ArraysSession(Session):
     def learned(self) -> list[Learned]:
         """Return what the first call gave."""
         self._taps = list(self._learned)
+        self._shapes = [array.shape[1:] for array in self._learned.values()]
         return [Learned(t, self._types[t.layer], a.shape[1:], a.dtype) for t, a in self._learned.items()]
 
     def sample(self, i: int) -> Values:
         """Return tap `i` of the first call."""
         return self._learned[self._taps[i]]
+
+    def reduce(self, reductions: Sequence[tuple[Chain, Rows]]) -> None:
+        """Keep what is done to each tap."""
+        self._reductions = reductions
 
     def prepare(self, layout: Layout, memory: Memory, slabs: Sequence[Slab]) -> None:
         """Keep the layout."""
@@ -199,16 +208,17 @@ class ArraysSession(Session):
     def _copy(self, i: int, value: Any, n_rows: int, pieces: Sequence[Piece]) -> None:
         assert self._layout is not None
         array = _to_numpy(value)
-        expected = (n_rows, *self._layout.taps[i].shape)
+        expected = (n_rows, *self._shapes[i])
         if array.shape != expected:
             raise CaptureError(
                 f"{self._taps[i]} has shape {array.shape}; {expected} follows from the first batch. "
                 "A tap keeps the shape of its rows: give inputs of one size"
             )
+        parts = apply(self._reductions[i][0], array, self._reductions[i][1]) if self._reductions else (array,)
         for piece in pieces:
-            view = array_view(self._layout, i, piece.slab.memory)
-            with np.errstate(over="ignore"):  # a cast that overflows stores an infinity, which is counted
-                np.copyto(view[piece.rows], array[piece.batch], casting="unsafe")
+            for number, part in zip(self._layout.numbers[i], parts, strict=True):
+                view = array_view(self._layout, number, piece.slab.memory)
+                np.copyto(view[piece.rows], part[piece.batch], casting="unsafe")
 
 
 class _Heard:

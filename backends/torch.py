@@ -32,10 +32,11 @@ from ..capture.backend import Backend, Json, Learned, Session, Sink, Surveyed
 from ..capture.checksum import crc32c
 from ..capture.columns import check_cast
 from ..capture.data import Batch, Source
-from ..capture.dtypes import BFLOAT16, DType
+from ..capture.dtypes import DType, named_dtype
 from ..capture.errors import CaptureError, DataError, PlanError
 from ..capture.layout import Layout
 from ..capture.pipeline import Memory, Piece, Slab
+from ..capture.reduce import Chain, Rows
 from ..capture.score import Score
 from ..capture.taps import (
     ROOT,
@@ -63,6 +64,7 @@ from .torch_hooks import (
     hook_of,
     tensors_in,
 )
+from .torch_reduce import Reducer
 from .torch_refusals import (
     UNSEEN,
     check_made,
@@ -203,6 +205,10 @@ class TorchSession(Session):
         self._names: list[TapName] = []
         self._shapes: list[torch.Size] = []
         self._sizes: list[torch.Size] = []
+        #: What each tap is reduced by; None where a copy, which casts, does all.
+        self._reducers: list[Reducer | None] = []
+        #: The places of each tap's values and parts among the prepared views.
+        self._numbers: Sequence[tuple[int, ...]] = ()
         self._n_rows = 0
         self.step = 0
         self._memory: HostSlabs | DeviceSlabs | None = None
@@ -388,11 +394,22 @@ class TorchSession(Session):
         """Return tap `i` of the first step."""
         return _to_numpy(self._kept[self._names[i]])
 
+    def reduce(self, reductions: Sequence[tuple[Chain, Rows]]) -> None:
+        """Make ready what the hooks reduce by."""
+        reducers = [Reducer(chain, rows) for chain, rows in reductions]
+        self._reducers = [None if reducer.only_copies else reducer for reducer in reducers]
+
+    def reduced(self, i: int, chain: Chain, rows: Rows) -> tuple[NDArray[Any], ...]:
+        """Return what `chain` makes of tap `i` of the first step, by the hooks' own way."""
+        return tuple(map(_to_numpy, Reducer(chain, rows).stored(self._kept[self._names[i]])))
+
     def prepare(self, layout: Layout, memory: Memory, slabs: Sequence[Slab]) -> None:
         """Make views into the slabs, or into device memory and page-lock the slabs."""
         self._memory = prepare(layout, memory, slabs, self._kept.values())
-        self._shapes = [torch.Size(tap.shape) for tap in layout.taps]
-        self._sizes = [torch.Size((layout.step_rows, *tap.shape)) for tap in layout.taps]
+        self._shapes = [self._kept[name].shape[1:] for name in self._names]
+        self._sizes = [torch.Size((layout.step_rows, *shape)) for shape in self._shapes]
+        self._numbers = layout.numbers
+        self._reducers = self._reducers or [None] * len(self._names)
 
     def replay(self, pieces: Sequence[Piece]) -> None:
         """Copy what the first step kept."""
@@ -432,20 +449,27 @@ class TorchSession(Session):
         return _to_numpy(values) if isinstance(values, Tensor) else np.asarray(values)
 
     def copy(self, tap: Tap, tensor: Any) -> None:
-        """Copy one tap's rows to where they belong, casting if need be.
+        """Copy one tap's rows to where they belong, reduced or cast if need be.
 
         Raises:
             CaptureError: it is no tensor, or of another shape than in the first step.
         """
         index = tap.index
-        whole = self._whole
+        whole, reducer = self._whole, self._reducers[index]
         if whole is not None and isinstance(tensor, Tensor) and tensor.shape == self._sizes[index]:
-            whole[index].copy_(tensor.detach() if tensor.requires_grad else tensor)
+            tensor = tensor.detach() if tensor.requires_grad else tensor
+            if reducer is None:
+                whole[index].copy_(tensor)
+            else:
+                reducer.into([whole[number] for number in self._numbers[index]], tensor)
         else:
             self._check_shape(tap, tensor)
             tensor = tensor.detach()
+            # Reduced as a whole: what lies in which slab must not show in the values.
+            parts = (tensor,) if reducer is None else reducer.made(tensor)
             for views, piece in self.copies or ():
-                views[index][piece.rows].copy_(tensor[piece.batch])
+                for number, part in zip(self._numbers[index], parts, strict=True):
+                    views[number][piece.rows].copy_(part[piece.batch])
         tap.step = self.step
 
     def find(self, output: Any, tap: Tap) -> Any:
@@ -619,14 +643,15 @@ def _own_device() -> str:
 
 
 def _numpy_dtype(dtype: torch.dtype) -> DType:
-    name = _NAMES[dtype]
-    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    return named_dtype(_NAMES[dtype])
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return tensor.view(torch.uint8).numpy().view(_numpy_dtype(tensor.dtype))
     array: NDArray[Any] = tensor.numpy()
     return array
 

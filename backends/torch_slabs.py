@@ -28,6 +28,7 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     for name in (
         *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
         *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+        *("float8_e4m3fn", "float8_e5m2"),
     )
 }
 
@@ -168,7 +169,7 @@ class HostSlabs:
         self._views = {slab.number: _tap_views(layout, torch.from_numpy(slab.memory)) for slab in slabs}
 
     def views(self, slab: Slab) -> list[Tensor]:
-        """Return the tensor of each tap in `slab`."""
+        """Return the tensor of each tap and part in `slab`."""
         return self._views[slab.number]
 
     def computed(self) -> None:
@@ -210,7 +211,7 @@ class DeviceSlabs:
         self._locked = True
 
     def views(self, slab: Slab) -> list[Tensor]:
-        """Return the device tensor of each tap that will end up in `slab`."""
+        """Return the device tensor of each tap and part that will end up in `slab`."""
         held = self._held.get(slab.number)
         if held is None:
             held = self._free.pop(0) if self._free else self._device_slab()
@@ -283,7 +284,7 @@ def _cudart() -> Any:
 
 def _tap_views(layout: Layout, slab: Tensor) -> list[Tensor]:
     views = []
-    for tap, offset in zip(layout.taps, layout.offsets, strict=False):
+    for tap, offset in zip(layout.moved, layout.offsets, strict=False):
         data = slab[offset : offset + tap.row_bytes * layout.step_rows]
         dtype = TORCH_DTYPES[dtype_name(tap.dtype)]
         views.append(data.view(dtype).view(layout.step_rows, *tap.shape))

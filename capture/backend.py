@@ -25,6 +25,8 @@ from .dtypes import DType
 from .errors import MissingPackageError, PlanError, SelectionError
 from .layout import Layout
 from .pipeline import Memory, Piece, Slab
+from .reduce import Cast, Chain, Rows
+from .reduce_arrays import apply
 from .score import Score, logits_of
 from .taps import OUTPUT, Layer, Patterns, TapName
 
@@ -133,6 +135,22 @@ class Session(ABC):
     @abstractmethod
     def sample(self, i: int) -> NDArray[Any]:
         """Return some rows of tap `i` of `learned`, from the first step."""
+
+    def reduce(self, reductions: Sequence[tuple[Chain, Rows]]) -> None:
+        """Reduce each tap from now on by a chain that is bound to its rows; called once, before `prepare`.
+
+        A backend whose copies cast, and that can do no more, need not have this.
+
+        Raises:
+            PlanError: it cannot.
+        """
+        for chain, _ in reductions:
+            if not all(isinstance(step, Cast) for step in chain.steps):
+                raise PlanError(f"{type(self).__name__} only casts: it cannot do {chain}")
+
+    def reduced(self, i: int, chain: Chain, rows: Rows) -> tuple[NDArray[Any], ...]:
+        """Return what `chain` makes of some rows of tap `i` of the first step: values, then further parts."""
+        return apply(chain, self.sample(i), rows)
 
     @abstractmethod
     def prepare(self, layout: Layout, memory: Memory, slabs: Sequence[Slab]) -> None:

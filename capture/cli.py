@@ -158,7 +158,13 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
     "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Rows of a forward."
 )
 @click.option("--score", help="What NAME:grad is the gradient of: prediction (default), label, or a class.")
-@click.option("--dtype", help="Cast floating-point values: float16, bfloat16, float32.")
+@click.option(
+    "--reduce",
+    "reductions",
+    multiple=True,
+    help="Keep less: pool:7, int8, 'channels:stride=4|pool:7|float16', 'layer4=topk:9'; see below.",
+)
+@click.option("--dtype", help="Cast floating-point values: float16, bfloat16, float32, float8_e4m3fn, ...")
 @click.option("--codec", default="none", show_default=True, help="none, lz4 (bit-shuffled), zstd.")
 @click.option("--stats", help="Statistics to compute: cheap, all, or names: pooled,top:16,histogram,gram.")
 @click.option(
@@ -168,6 +174,7 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
 @click.option("--part", help="K/N: capture part K of N alone; by RANK and WORLD_SIZE under torchrun.")
 @click.option("--workers", type=click.IntRange(0), help="Threads or processes that load batches ahead.")
 @click.option("--overwrite", is_flag=True, help="Replace a store that is there.")
+@click.option("--dry-run", is_flag=True, help="Run a few steps, store nothing, and say what it would take.")
 @input_options
 @reports_errors
 def capture(
@@ -177,6 +184,7 @@ def capture(
     patterns: tuple[str, ...],
     batch_size: int,
     score: str | None,
+    reductions: tuple[str, ...],
     dtype: str | None,
     codec: str,
     stats: str | None,
@@ -185,6 +193,7 @@ def capture(
     part: str | None,
     workers: int | None,
     overwrite: bool,
+    dry_run: bool,
     device: str | None,
     **inputs: Any,
 ) -> None:
@@ -198,6 +207,22 @@ def capture(
     layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --dtype float16
     layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --part 3/16
     layertap capture torchvision:resnet18 folder:pictures run.zarr --layers layer4,layer4:grad --score label
+    layertap capture model.py:build test.npz run.zarr --layers '**' --reduce 'pool:7|float16' --dry-run
+
+    --reduce is worked out where the tensor lies, before it is moved. Steps follow each other with | between
+    them; PATTERN=steps is for some layers alone, the last that matches counts, and none is nothing.
+
+    
+    pool:7  pool:4x7,max  pool:global         mean or maximum of windows
+    channels:0,3,5  channels:stride=4         some channels; channels:random=16,seed=1
+    crop:14  crop:14x10@3,0                   the middle, or from an offset on
+    topk:5  topk:5,space                      the largest values and their positions
+    norm:l1  norm:l2  norm:max                one number for all channels of a place
+    project:16,seed=1  project:16,sparse      a random projection of the channels
+    pca:16  pca:16,rows=500  pca:basis.npz    principal components, fitted or given
+    tokens:first  tokens:last  tokens:mean    of a sequence
+    float16  bfloat16  float8_e4m3fn  float8_e5m2  int8
+    file.py:function                          your own, from a batch to a batch
     """
     from .backend import backend_for
     from .record import record_dataset
@@ -212,6 +237,23 @@ def capture(
         names = printable(", ".join(skipped[:5]))
         click.echo(f"left out {len(skipped)} pictures that do not decode: {names}", err=True)
     classes = loaded.classes if source.classes is None else None
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "score": None if score is None else read_score(score),
+        "reduce": reductions or None,
+        "dtype": dtype,
+        "codec": codec,
+        "memory": memory,
+    }
+    if dry_run:
+        from .forecast import plan
+
+        if stats or stats_only:
+            raise PlanError("--dry-run does not measure statistics: leave --stats and --stats-only out")
+
+        click.echo(str(plan(network, source, store, split_patterns(patterns), **options)))
+        return
     try:
         with _stopped_by_sigterm():
             run = record_dataset(
@@ -219,15 +261,10 @@ def capture(
                 source,
                 store,
                 split_patterns(patterns),
-                batch_size=batch_size,
+                **options,
                 part=part,
-                workers=workers,
-                score=None if score is None else read_score(score),
-                dtype=dtype,
-                codec=codec,
                 stats=stats,
                 values=not stats_only,
-                memory=memory,
                 classes=classes,
                 name=loaded.name,
                 overwrite=overwrite,
@@ -291,11 +328,15 @@ def info(store: str, as_json: bool, statistics: bool) -> None:
     click.echo(
         _tap_table(
             [
-                (t.name, t.type, t.shape[1:], t.dtype, run.info["taps"][i]["codec"])
+                (t.name, t.type, t.raw.shape[1:], t.raw.dtype, run.info["taps"][i]["codec"])
                 for i, t in enumerate(run.taps.values())
             ]
         )
     )
+    for tap in run.taps.values():
+        if tap.reduction.steps:
+            error = tap.error.replace("; ", "\n  ")
+            click.echo(printable(f"\n{tap.name} is reduced, {tap.reduction}:\n  {error}", keep="\n"))
     click.echo()
     click.echo(_summary(run))
 

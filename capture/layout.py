@@ -46,6 +46,13 @@ class ArraySpec:
     """Element type, as stored."""
     codec: str = "none"
     """See `layertap.capture.codecs`."""
+    codes: bool = False
+    """Whether its int8 values are codes, of which some stand for NaN and infinity."""
+
+    @property
+    def group(self) -> str:
+        """The folder that its folder lies in: that of the tap."""
+        return self.path.rpartition("/")[0]
 
     @cached_property
     def row_bytes(self) -> int:
@@ -66,7 +73,7 @@ class Layout:
     """The arrays of a store and how their rows are cut into steps and blocks."""
 
     taps: tuple[ArraySpec, ...]
-    """What the device moves, in the order of the model."""
+    """The values of the taps, in the order of the model."""
     columns: tuple[ArraySpec, ...]
     """What is known about each row, filled on the host."""
     step_rows: int
@@ -77,11 +84,26 @@ class Layout:
     """What is computed of the taps."""
     values: bool = True
     """Whether the taps' values are written; else their statistics alone."""
+    parts: tuple[ArraySpec, ...] = ()
+    """What reduced taps hold beside their values, in the folders of these: scales, positions."""
+
+    @cached_property
+    def moved(self) -> tuple[ArraySpec, ...]:
+        """Taps, then their parts: what the device moves."""
+        return self.taps + self.parts
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """What a slab holds: taps, columns, and what statistics keep of each row."""
-        return self.taps + self.columns + self.row_statistics
+        """What a slab holds: taps, their parts, columns, and what statistics keep of each row."""
+        return self.moved + self.columns + self.row_statistics
+
+    @cached_property
+    def numbers(self) -> tuple[tuple[int, ...], ...]:
+        """The places among `arrays` of each tap's values and of its parts."""
+        found = {tap.group: [i] for i, tap in enumerate(self.taps)}
+        for i, part in enumerate(self.parts, start=len(self.taps)):
+            found[part.group].append(i)
+        return tuple(map(tuple, found.values()))
 
     @cached_property
     def row_statistics(self) -> tuple[ArraySpec, ...]:
@@ -91,7 +113,7 @@ class Layout:
     @cached_property
     def stored(self) -> tuple[ArraySpec, ...]:
         """What is on disk, in the order of a commit record: of `arrays`, then the blocks' statistics."""
-        arrays = self.arrays if self.values else self.arrays[len(self.taps) :]
+        arrays = self.arrays if self.values else self.arrays[len(self.moved) :]
         return arrays + (() if self.statistics is None else (self.statistics.blocks,))
 
     @cached_property
@@ -117,8 +139,8 @@ class Layout:
 
     @cached_property
     def device_bytes(self) -> int:
-        """Bytes at the start of a slab that hold the taps."""
-        return sum(aligned(tap.row_bytes * self.step_rows) for tap in self.taps)
+        """Bytes at the start of a slab that hold the taps and their parts."""
+        return sum(aligned(array.row_bytes * self.step_rows) for array in self.moved)
 
     @cached_property
     def slab_bytes(self) -> int:

@@ -190,6 +190,29 @@ class LocalPlace(Place):
             folder = folder.parent
         return shutil.disk_usage(folder).free
 
+    def durable_rate(self, data: Bytes) -> float | None:
+        """Write a file that has no name for long where the store would be, and take it away.
+
+        Raises:
+            StoreError: nothing can be written there.
+        """
+        folder = self.folder.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        probe = DurableFile(folder / f".{self.folder.name}.probe.{os.getpid()}")
+        start = time.perf_counter()
+        try:
+            with probe:
+                probe.write([data])
+            probe.settle()
+        except OSError as error:
+            raise StoreError(f"nothing can be written in {folder}: {error.strerror}") from error
+        finally:
+            seconds = time.perf_counter() - start
+            with contextlib.suppress(OSError):  # the error on its way says more than this one would
+                part(probe.path).unlink(missing_ok=True)
+        return memoryview(data).nbytes / seconds
+
 
 class LocalBlob(Blob):
     """An open file of the local disk."""

@@ -214,7 +214,7 @@ class _Block:
 
     def _labels(self, slab: NDArray[np.uint8], n_rows: int) -> Values:
         i = next(i for i, column in enumerate(self.layout.columns) if is_label(column))
-        return array_view(self.layout, len(self.layout.taps) + i, slab)[:n_rows]
+        return array_view(self.layout, len(self.layout.moved) + i, slab)[:n_rows]
 
     def _strips(self, values: Values) -> Iterator[tuple[slice, slice]]:
         """Yield rows and channels of which what is known of each row and channel is merged at once."""

@@ -239,7 +239,7 @@ class Pipeline:
 
     def _submit(self, slot: _Slot) -> None:
         del self._open[slot.block]
-        slot.n_waiting = n_jobs = len(self.layout.taps) + len(self.layout.columns)
+        slot.n_waiting = n_jobs = len(self.layout.moved) + len(self.layout.columns)
         slot.records = [None] * len(self.layout.stored)
         for i in range(n_jobs):
             self._jobs.put((slot, i))
@@ -285,7 +285,7 @@ class Pipeline:
             slabs = [slab.memory for slab in slot.slabs]
             measure(layout, i, slabs, slot.n_rows, slot.block * layout.block_rows, slot.entries)
             laps.lap("statistics")
-        if layout.values or i >= len(layout.taps):
+        if layout.values or i >= len(layout.moved):
             self._write_array(slot, array, laps)
         with self._lock:
             slot.n_waiting -= 1
@@ -360,7 +360,8 @@ class Pipeline:
 
 def _castable(tap: ArraySpec) -> int:
     """Return the bytes of a row that a cast to float16 would save."""
-    return tap.row_bytes * (tap.dtype.itemsize - 2) // tap.dtype.itemsize if is_float(tap.dtype) else 0
+    size = tap.dtype.itemsize
+    return tap.row_bytes * max(0, size - 2) // size if is_float(tap.dtype) else 0
 
 
 _KEPT = "Blocks that are committed are kept: once this is mended, the same capture goes on after them"

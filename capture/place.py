@@ -214,6 +214,10 @@ class Place(ABC):
         """Return the bytes that are free there; None where nobody tells."""
         return None
 
+    def durable_rate(self, data: Bytes) -> float | None:
+        """Return the bytes a second at which `data` become durable beside the store; None: not tried."""
+        return None
+
     def _read_only(self) -> StoreError:
         return StoreError(f"{self} can be read and not written")
 

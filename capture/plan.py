@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeAlias
 
 from .backend import Learned
 from .codecs import check_codec
-from .dtypes import is_float, named_dtype
+from .dtypes import DType, is_float, named_dtype
 from .errors import NoSpaceError, PlanError
 from .files import MOST_STAGING_BYTES, PAGE, STAGING_BYTES
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes, n_cores
 from .measure import scratch_bytes
 from .place import Place
+from .reduce import VALUES, Cast, Chain, Int8, Reductions, Rows
+from .reduce_text import choose
 from .shard import buffer_bytes
 from .statistics import Choice, Statistics
 from .taps import distinct_folders
-
-#: What `dtype` accepts beside None.
-CASTS = ("float16", "bfloat16", "float32")
 
 DEFAULT_MEMORY = "2GiB"
 _BLOCK_BYTES = 64 * 2**20
@@ -46,7 +46,7 @@ class Settings:
     """What the user chose about a capture, beside the model, the data and the layers."""
 
     dtype: str | None = None
-    """Cast floating-point taps to this; None keeps what the layer gives."""
+    """Cast floating-point taps to this, after any other reduction; None keeps what there is."""
     codec: str = "none"
     """How inner chunks are encoded."""
     memory: str | int = DEFAULT_MEMORY
@@ -66,6 +66,8 @@ class Settings:
     """Whether the taps' values are written; else their statistics alone."""
     kept: Statistics | None = None
     """How the statistics are laid out, once the taps are known."""
+    reduce: Reductions = None
+    """What is kept of the taps; see `layertap.capture.reduce`."""
 
     @property
     def memory_bytes(self) -> int:
@@ -99,35 +101,86 @@ class Settings:
         return max(min(2, cores), encoders)
 
 
+@dataclass(frozen=True)
+class PlannedTap:
+    """How one tap is reduced and stored."""
+
+    learned: Learned
+    """What the first step showed of it."""
+    rows: Rows
+    """The form of its rows as the layer gives them."""
+    chain: Chain
+    """What is done to them, bound to that form."""
+    values: ArraySpec
+    """The array of its values."""
+    parts: tuple[ArraySpec, ...]
+    """The arrays of its further parts."""
+
+
+#: Tries a chain on the first step's values of a tap, by its number: gives shape and type of a row.
+Trial: TypeAlias = Callable[[int, Chain, Rows], tuple[tuple[int, ...], DType]]
+
+
 def tap_arrays(learned: Sequence[Learned], settings: Settings) -> list[ArraySpec]:
-    """Return how taps are stored, each in a folder of its own on any file system.
+    """Return how the values of taps are stored; see `plan_taps`."""
+    return [tap.values for tap in plan_taps(learned, settings)]
+
+
+def plan_taps(learned: Sequence[Learned], settings: Settings, trial: Trial | None = None) -> list[PlannedTap]:
+    """Return how taps are reduced and stored, each in a folder of its own on any file system.
 
     Raises:
-        PlanError: a cast or codec is unknown, a tap is empty, or two have one name.
+        PlanError: a reduction, cast or codec is unknown or does not fit, a tap is empty, two have one name.
+        SelectionError: a reduction's pattern matches no layer.
     """
     names = [tap.name for tap in learned]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise PlanError(f"two taps are called {twice}; rename a layer or key, or choose one of them alone")
+    if settings.dtype is not None:
+        Cast(settings.dtype)
+    chains = choose(settings.reduce, [(tap.tap, tap.type) for tap in learned])
     folders = distinct_folders(names)
-    return [_tap_array(tap, folder, settings) for tap, folder in zip(learned, folders, strict=True)]
+    return [
+        _planned_tap(i, tap, chain, folder, settings, trial)
+        for i, (tap, chain, folder) in enumerate(zip(learned, chains, folders, strict=True))
+    ]
 
 
-def _tap_array(learned: Learned, folder: str, settings: Settings) -> ArraySpec:
-    cast = settings.dtype
-    if cast is not None and cast not in CASTS:
-        raise PlanError(f"there is no cast to {cast!r}; choose one of {', '.join(CASTS)}")
-    dtype = named_dtype(cast) if cast is not None and is_float(learned.dtype) else learned.dtype
+def _planned_tap(
+    i: int, learned: Learned, chain: Chain, folder: str, settings: Settings, trial: Trial | None
+) -> PlannedTap:
     if 0 in learned.shape:
         raise PlanError(f"{learned.name} gives no values: the shape of one row is {learned.shape}")
-    return ArraySpec(
-        learned.name,
-        f"taps/{folder}/values",
-        dims_of(learned.shape),
-        learned.shape,
-        dtype,
-        check_codec(settings.codec),
+    rows = Rows(learned.shape, dims_of(learned.shape)[1:], learned.dtype)
+    if settings.dtype is not None and not any(isinstance(step, Int8) for step in chain.steps):
+        chain = chain | Cast(settings.dtype)
+
+    def probe(tried: Chain) -> Rows:
+        if trial is None:
+            raise PlanError(f"what {tried} makes is not known before it ran")
+        shape, dtype = trial(i, tried, rows)
+        before = Chain(tried.steps[:-1]).after(rows)[VALUES].dims
+        return Rows(shape, before if len(before) == len(shape) else dims_of(shape)[1:], dtype)
+
+    try:
+        bound = chain.bind(rows, probe)
+        made = bound.after(rows)
+    except PlanError as error:
+        raise PlanError(f"{learned.name}: {error}") from error
+    values, *parts = (
+        ArraySpec(
+            learned.name if part == VALUES else f"{learned.name}/{part}",
+            f"taps/{folder}/{part}",
+            ("row", *form.dims),
+            form.shape,
+            form.dtype,
+            check_codec(settings.codec),
+            part == VALUES and any(isinstance(step, Int8) for step in bound.steps),
+        )
+        for part, form in made.items()
     )
+    return PlannedTap(learned, rows, bound, values, tuple(parts))
 
 
 def dims_of(shape: Sequence[int]) -> tuple[str, ...]:
@@ -149,6 +202,7 @@ def plan_layout(
     n_rows: int | None,
     settings: Settings,
     kept_row_bytes: int | None = None,
+    parts: Sequence[ArraySpec] = (),
 ) -> Layout:
     """Choose the block length.
 
@@ -159,10 +213,12 @@ def plan_layout(
         n_rows: rows of the data set, where they are known.
         settings: memory, writers and codec.
         kept_row_bytes: bytes of a row as the first step keeps it, before any cast; those of `taps` if None.
+        parts: what reduced taps hold beside their values, as stored.
 
     Raises:
         PlanError: two steps do not fit the memory; the message says what would.
     """
+    values, taps = taps, (*taps, *parts)
     said = tuple(columns)
     columns = (*said, *(settings.kept.row_arrays if settings.kept else ()))
     arrays = (*taps, *columns)
@@ -180,7 +236,8 @@ def plan_layout(
         key = partial(needed_for, n_slots, step_rows)
         steps = bisect_right(range(1, most + 1), settings.memory_bytes, key=key)
         if steps:
-            return Layout(tuple(taps), said, step_rows, steps * step_rows, settings.kept, settings.values)
+            kept = settings.kept, settings.values
+            return Layout(tuple(values), said, step_rows, steps * step_rows, *kept, tuple(parts))
 
     def needed(n_bytes: int) -> int:
         return _two_steps(taps, columns, step_rows, replace(settings, memory=n_bytes), kept_row_bytes)
@@ -246,7 +303,7 @@ def slots_of(layout: Layout, settings: Settings, kept_row_bytes: int | None = No
     """
     steps = layout.steps_per_block
     columns, settings = layout.columns + layout.row_statistics, replace(settings, kept=layout.statistics)
-    reserve = _reserve(layout.taps, columns, layout.step_rows, steps, settings, kept_row_bytes)
+    reserve = _reserve(layout.moved, columns, layout.step_rows, steps, settings, kept_row_bytes)
     room = settings.memory_bytes - reserve
     n_slots = min(3, room // layout.block_bytes)
     if n_slots < 2:
@@ -277,7 +334,7 @@ def check_memory(layout: Layout, n_slots: int, settings: Settings) -> None:
 
 def store_bytes(layout: Layout, n_rows: int, ratio: float = 1.0) -> int:
     """Return the bytes that `n_rows` rows take on disk, with taps encoded to 1 / `ratio`."""
-    taps = sum(tap.row_bytes for tap in layout.taps) / ratio if layout.values else 0
+    taps = sum(array.row_bytes for array in layout.moved) / ratio if layout.values else 0
     columns = sum(column.row_bytes for column in layout.columns + layout.row_statistics)
     entries = layout.statistics.block_bytes if layout.statistics is not None else 0
     return int((taps + columns) * n_rows) + -(-n_rows // layout.block_rows) * entries

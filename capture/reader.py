@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import constants
 from .columns import is_text
 from .dtypes import DType
 from .errors import FormatError, SelectionError, StoreError, closest, why
 from .layout import ArraySpec
 from .place import PathLike, Place, place_of
+from .reduce import Chain, Int8, Rows
+from .reduce_arrays import dequantized
+from .reduce_text import chain_from_json
 from .shard import Shard, ShardRecord
 from .store import (
     LOG,
@@ -87,7 +91,7 @@ class Run:
         self._first_names = {alias: tap.name for tap in self.taps.values() for alias in tap.aliases}
         #: Column name -> `Array`: `id`, `label`, `prediction`, `picture` and the user's own.
         self.rows: dict[str, Array] = _Columns(
-            (column.name, Array(self, len(layout.taps) + i)) for i, column in enumerate(layout.columns)
+            (column.name, Array(self, len(layout.moved) + i)) for i, column in enumerate(layout.columns)
         )
 
     @property
@@ -568,10 +572,22 @@ class Array:
 
 
 class Tap(Array):
-    """The captured values of one layer; see `Array` for how it is indexed."""
+    """The captured values of one layer; see `Array` for how it is indexed.
+
+    What was reduced to int8 is given as the float32 that it stands for; `parts` has the codes and scales as
+    they are stored. Of what was reduced to the largest values, `parts` has the positions.
+    """
 
     def __init__(self, run: Run, index: int, about: Json) -> None:
         super().__init__(run, index)
+        self._about = about
+        numbers = run.manifest.layout.numbers[index]
+        #: Every array of the tap as it is stored: `values`, and what else a reduction made.
+        self.parts: dict[str, Array] = {
+            run.manifest.layout.arrays[number].path.rpartition("/")[2]: Array(run, number)
+            for number in numbers
+        }
+        self._scale = self._scales() if self._spec.codes else None
         #: Name of the layer that was tapped.
         self.layer: str = about.get("layer", self.name)
         #: Type of the layer, `Conv2d` for example.
@@ -582,6 +598,70 @@ class Tap(Array):
         self.aliases: tuple[str, ...] = tuple(about.get("aliases", ()))
         #: Element type of what was tapped, before any cast.
         self.source_dtype: str = about.get("source_dtype", str(self.dtype))
+        #: Shape of one row of the layer's output, before any reduction.
+        self.source_shape: tuple[int, ...] = tuple(about.get("source_shape", self.shape[1:]))
+
+    @property
+    def reduction(self) -> Chain:
+        """What was done to the layer's output; a chain without steps where nothing was."""
+        return chain_from_json((self._about.get("reduction") or {}).get("steps", []))
+
+    @property
+    def error(self) -> str:
+        """How far its values lie from the layer's output, step by step in words."""
+        return str((self._about.get("reduction") or {}).get("error", "lossless"))
+
+    @property
+    def raw(self) -> Array:
+        """The values as they are stored: int8 codes and not what they stand for."""
+        return next(iter(self.parts.values()))
+
+    @property
+    def positions(self) -> Array:
+        """Where the largest values were: channels, or places counted along the other axes.
+
+        Raises:
+            SelectionError: the tap was not reduced to these.
+        """
+        if "positions" not in self.parts:
+            raise SelectionError(f"{self.name} has no positions: its reduction is {self.reduction}")
+        return self.parts["positions"]
+
+    @property
+    def constants(self) -> dict[str, Values]:
+        """What a reader needs beside the rows: `basis` and `mean` of a projection."""
+        listed = self._about.get("constants", ())
+        return {one["name"]: constants.read(self._run.place, one) for one in listed}
+
+    @property
+    def dtype(self) -> DType:
+        """Element type; of int8 codes that of what they stand for."""
+        return super().dtype if self._scale is None else np.dtype(np.float32)
+
+    def _scales(self) -> Array:
+        """Return the scales of the codes.
+
+        Raises:
+            FormatError: there are none, or they do not fit.
+        """
+        spec, scale = self._spec, self.parts.get("scale")
+        rows = Rows(spec.shape, spec.dims[1:], spec.dtype)
+        expected = Int8().after(rows)["scale"]
+        found = None if scale is None else (scale._spec.shape, scale._spec.dims[1:], scale._spec.dtype)
+        if found != (expected.shape, expected.dims, expected.dtype) or spec.dtype != np.int8:
+            raise FormatError(f"{self._run.path} holds no scales that fit the int8 codes of {self.name}")
+        assert scale is not None
+        return scale
+
+    def _read(self, selectors: Sequence[Selector]) -> Values:
+        values = super()._read(selectors)
+        if self._scale is None:
+            return values
+        dims = self._scale.dims
+        chosen = [s for dim, s in zip(self.dims, selectors, strict=True) if dim in dims]
+        scale = self._scale._read(chosen)
+        shape = iter(scale.shape)
+        return dequantized(values, scale.reshape([next(shape) if dim in dims else 1 for dim in self.dims]))
 
 
 # A few shards stay open: their indexes need not be read and checked again. What falls out is closed when

@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .backend import backend_for, backend_named
-from .data import Preprocess
+from .backend import Backend, backend_for, backend_named
+from .data import Preprocess, Source
 from .errors import DataError, PlanError
 from .parts import Part
+from .pca import fitted, is_fitted
 from .place import PathLike, place_of
 from .plan import DEFAULT_MEMORY, Settings
 from .progress import Progress
 from .reader import Run, open_run
 from .recorder import Facts, Recorder
+from .reduce import Reductions
 from .report import StageReport
 from .score import Score, check_score
 from .statistics import Choice
@@ -27,6 +29,7 @@ def record(
     path: PathLike,
     layers: Patterns,
     *,
+    reduce: Reductions = None,
     dtype: str | None = None,
     codec: str = "none",
     memory: str | int = DEFAULT_MEMORY,
@@ -51,7 +54,12 @@ def record(
         layers: names, globs, `re:` expressions, `type:` names or callables; see
             `layertap.capture.taps.select`. Gradients (`layer4:grad`) are captured as the loop calls
             `backward()`, once in each step.
-        dtype: cast floating-point values to `float16`, `bfloat16` or `float32`.
+        reduce: what is kept of each tap instead of all of it, computed where the tensor lies: text such as
+            `pool:7` or `channels:stride=4|pool:7|float16`, a step or chain of `layertap.reduce`, a function
+            of your own from a batch to a batch, or a dict from patterns to these (the last that matches
+            counts). See `layertap.capture.reduce` for all kinds and their errors.
+        dtype: cast floating-point values, after any other reduction, to `float16`, `bfloat16`, `float32`,
+            `float8_e4m3fn` or `float8_e5m2`.
         codec: `none`, `lz4` (bit-shuffled) or `zstd`.
         memory: host memory that the engine may hold, `1GiB` for example.
         mean: what inputs were normalised with, for each channel in units of 0..1, to make pictures of them.
@@ -79,7 +87,7 @@ def record(
         model,
         place_of(path, storage),
         layers,
-        settings=_settings(dtype, codec, memory, writers, stats, values),
+        settings=_settings(dtype, codec, memory, writers, stats, values, reduce),
         facts=Facts(
             Preprocess(_floats(mean), _floats(std)),
             None if classes is None else tuple(classes),
@@ -100,6 +108,7 @@ def record_dataset(
     part: str | None = None,
     workers: int | None = None,
     score: Score | None = None,
+    reduce: Reductions = None,
     dtype: str | None = None,
     codec: str = "none",
     memory: str | int = DEFAULT_MEMORY,
@@ -140,6 +149,7 @@ def record_dataset(
             `prediction` (the default), of the `label` or of a class, by its number; or a callable that makes
             one value a row of the model's output. The backward pass runs down to the tapped layers, and no
             parameter's `.grad` is touched.
+        reduce: see `record`. `pca:16` is fitted to the first rows before the capture.
         dtype: see `record`.
         codec: see `record`.
         memory: see `record`.
@@ -172,19 +182,16 @@ def record_dataset(
         check_score(score)
     if batch_size < 1:
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
-    source = chosen.source(data)
-    if mean is not None or std is not None:
-        source.preprocess = replace(source.preprocess, mean=_floats(mean), std=_floats(std))
-    if (source.preprocess.resize or source.preprocess.crop) and not source.resizes:
-        raise DataError(
-            f"{source.name} gives arrays, and only pictures are resized and cropped; give arrays of the "
-            "right size"
-        )
+    source, place = source_of(chosen, data, mean, std), place_of(path, storage)
+    batch_size = min(batch_size, source.n_rows)
+    if not is_fitted(reduce):
+        going_on = None if overwrite else place
+        reduce = fitted(reduce, chosen, model, source, layers, batch_size, going_on, score)
     recorder = Recorder(
         model,
-        place_of(path, storage),
+        place,
         layers,
-        settings=_settings(dtype, codec, memory, writers, stats, values),
+        settings=_settings(dtype, codec, memory, writers, stats, values, reduce),
         facts=Facts(
             source.preprocess,
             tuple(classes) if classes is not None else source.classes,
@@ -195,7 +202,7 @@ def record_dataset(
         backend=chosen,
         score=score,
         n_rows=source.n_rows,
-        batch_size=min(batch_size, source.n_rows),
+        batch_size=batch_size,
         part=Part.parse(part) if part is not None else Part.of_environment(),
         overwrite=overwrite,
         progress=Progress() if progress else None,
@@ -215,13 +222,33 @@ def _settings(
     writers: int | None,
     stats: str | Sequence[str] | None,
     values: bool,
+    reduce: Reductions,
 ) -> Settings:
     choice = Choice.parse("cheap" if stats is None and not values else stats)
     if not (values or choice.names):
         raise PlanError(
             "without values and without statistics there is nothing to keep; give stats= another choice"
         )
-    return Settings(dtype, codec, memory, writers, statistics=choice, values=values)
+    return Settings(dtype, codec, memory, writers, statistics=choice, values=values, reduce=reduce)
+
+
+def source_of(
+    backend: Backend, data: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Source:
+    """Return a source for `data`, with what it was, or is to be, normalised with.
+
+    Raises:
+        DataError: it cannot be used so.
+    """
+    source = backend.source(data)
+    if mean is not None or std is not None:
+        source.preprocess = replace(source.preprocess, mean=_floats(mean), std=_floats(std))
+    if (source.preprocess.resize or source.preprocess.crop) and not source.resizes:
+        raise DataError(
+            f"{source.name} gives arrays, and only pictures are resized and cropped; give arrays of the "
+            "right size"
+        )
+    return source
 
 
 def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -13,23 +13,36 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import constants
 from .backend import Backend, Learned, Session
 from .columns import column_spec, column_values
 from .data import Batch, Preprocess, Source
+from .dtypes import DTYPES, DType
 from .errors import CaptureError, DataError, PlanError, StoreError, StoreExistsError
 from .journal import versions, write_log
-from .layout import Layout, array_view
+from .layout import ArraySpec, Layout, array_view
 from .parts import Part
 from .pipeline import Piece, Pipeline, Stages, explained
 from .place import PathLike, Place, place_of
-from .plan import Settings, check_memory, check_space, plan_layout, slots_of, store_bytes, tap_arrays
+from .plan import (
+    PlannedTap,
+    Settings,
+    check_memory,
+    check_space,
+    plan_layout,
+    plan_taps,
+    slots_of,
+    store_bytes,
+)
 from .progress import Progress
 from .reader import Run, open_run
+from .reduce import Chain, Rows
 from .report import StageReport
 from .score import PREDICTION, Score, score_text
 from .stages import Laps
@@ -40,6 +53,7 @@ from .store import (
     StoreWriter,
     check_removable,
     committed_blocks,
+    mend,
     plan_differences,
     read_manifest,
     read_record,
@@ -61,6 +75,63 @@ class Facts:
     """What the user calls the model."""
     text_bytes: Mapping[str, int] = field(default_factory=dict)
     """Longest text of each text column, where it is known."""
+
+
+def tried(session: Session, i: int, chain: Chain, rows: Rows) -> tuple[tuple[int, ...], DType]:
+    """Return shape and type of a row of what `chain` makes of tap `i` of the first step.
+
+    Raises:
+        PlanError: it does not keep the rows.
+    """
+    made, n_rows = session.reduced(i, chain, rows)[0], len(session.sample(i))
+    if made.ndim == 0 or len(made) != n_rows:
+        raise PlanError(
+            f"{chain.steps[-1]} gave shape {made.shape} of {n_rows} rows; a reduction keeps the rows, first"
+        )
+    if made.dtype not in DTYPES.values():
+        raise PlanError(f"{chain.steps[-1]} gave {made.dtype}, which a store cannot hold")
+    return made.shape[1:], made.dtype
+
+
+def column_specs(columns: Mapping[str, Any], session: Session, facts: Facts) -> list[ArraySpec]:
+    """Return how the columns of the first batch are stored."""
+    folders = distinct_folders(list(columns))
+    return [
+        column_spec(name, folder, values, session.to_numpy, facts.text_bytes.get(name))
+        for (name, values), folder in zip(columns.items(), folders, strict=True)
+    ]
+
+
+def about_tap(tap: PlannedTap) -> Json:
+    """Return what the manifest says of a tap beside its arrays."""
+    chain, rows = tap.chain, tap.rows
+    reduction = {"text": str(chain), "error": chain.said(rows), "steps": chain.to_json()}
+    return {
+        "layer": tap.learned.tap.layer,
+        "type": tap.learned.type,
+        "kind": tap.learned.tap.kind,
+        "aliases": list(tap.learned.aliases),
+        "source_dtype": str(tap.learned.dtype),
+        "source_shape": list(tap.learned.shape),
+        "reduction": reduction if chain.steps else None,
+        "constants": constants.describe(tap.values.group, chain.constants(rows)),
+    }
+
+
+def constant_values(taps: Sequence[PlannedTap]) -> dict[str, NDArray[Any]]:
+    """Return the arrays without rows by their paths."""
+    return {
+        f"{tap.values.group}/{name}": values
+        for tap in taps
+        for name, (_, values) in tap.chain.constants(tap.rows).items()
+    }
+
+
+def encoded_bytes(array: ArraySpec, values: NDArray[Any], layout: Layout) -> tuple[int, int]:
+    """Return the bytes of one inner chunk of `values` as they are, and encoded."""
+    chunk = np.ascontiguousarray(values[: layout.chunk_rows(array)].astype(array.dtype, copy=False))
+    data = chunk.reshape(-1).view(np.uint8).data
+    return chunk.nbytes, len(array.encoding.encode(data))
 
 
 class Recorder:
@@ -111,6 +182,7 @@ class Recorder:
         self._step: tuple[int, int] | None = None
         self._ended = False
         self._kept_row_bytes = 0
+        self._planned: list[PlannedTap] = []
         self._committed_run: Run | None = None
         self._pieces: list[Piece] = []
         self._columns: dict[str, Any] = {}
@@ -367,6 +439,8 @@ class Recorder:
             staging_bytes=self._settings.staging_bytes,
         )
         self._pipeline = pipeline
+        if any(tap.chain.steps for tap in self._planned):
+            session.reduce([(tap.chain, tap.rows) for tap in self._planned])
         session.prepare(manifest.layout, pipeline.memory, pipeline.slabs)
         self._pieces = pipeline.begin(row, n_rows)
         session.replay(self._pieces)
@@ -396,6 +470,7 @@ class Recorder:
         if self._on_plan is not None:
             self._on_plan(manifest, sum(map(manifest.rows_of, self._done)))
         if self.finished:
+            mend(self.place, manifest)
             return None
         self._slots(manifest.layout)
         self._store = StoreWriter.join(self.place, manifest, self._blocks_of(manifest))
@@ -419,28 +494,23 @@ class Recorder:
 
     def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
         assert self._session is not None
-        taps = tap_arrays(learned, self._settings)
-        columns = [
-            column_spec(name, folder, values, self._session.to_numpy, self._facts.text_bytes.get(name))
-            for (name, values), folder in zip(
-                self._columns.items(), distinct_folders(list(self._columns)), strict=True
-            )
-        ]
+        self._planned = plan_taps(learned, self._settings, partial(tried, self._session))
+        columns = column_specs(self._columns, self._session, self._facts)
         step_rows = self._batch_size or n_rows
         self._kept_row_bytes = sum(tap.row_bytes for tap in learned)
+        taps = [tap.values for tap in self._planned]
         statistics = plan_statistics(taps, columns, self._settings.statistics, self._facts.classes)
         self._settings = replace(self._settings, kept=statistics)
-        layout = plan_layout(taps, columns, step_rows, self._n_rows, self._settings, self._kept_row_bytes)
-        about = {
-            tap.name: {
-                "layer": tap.tap.layer,
-                "type": tap.type,
-                "kind": tap.tap.kind,
-                "aliases": list(tap.aliases),
-                "source_dtype": str(tap.dtype),
-            }
-            for tap in learned
-        }
+        layout = plan_layout(
+            taps,
+            columns,
+            step_rows,
+            self._n_rows,
+            self._settings,
+            self._kept_row_bytes,
+            [part for tap in self._planned for part in tap.parts],
+        )
+        about = {tap.learned.name: about_tap(tap) for tap in self._planned}
         preprocess = self._facts.preprocess
         model = self._backend.describe(self._model)
         facts: Json = {
@@ -460,7 +530,7 @@ class Recorder:
             "score": self._score_text(),
             "versions": versions(self._backend.name),
         }
-        return Manifest(layout, self._n_rows, facts)
+        return Manifest(layout, self._n_rows, facts, constant_values(self._planned))
 
     def _score_text(self) -> str | None:
         """Return what the gradients of a data set are of; of a loop's own, nobody knows."""
@@ -484,7 +554,7 @@ class Recorder:
                 + "\n  ".join(differences)
                 + "\nChoose another name, or overwrite=True (--overwrite) to make it anew"
             )
-        return existing
+        return replace(existing, constants=planned.constants)
 
     def _put_columns(self, row: int, n_rows: int) -> None:
         assert self._pipeline is not None
@@ -500,7 +570,7 @@ class Recorder:
                     f"the column {min(problem)!r} {words} for rows {row} to {row + n_rows - 1}: every batch "
                     f"has the columns of the first ({', '.join(sorted(names)) or 'none'})"
                 )
-        for i, column in enumerate(layout.columns, start=len(layout.taps)):
+        for i, column in enumerate(layout.columns, start=len(layout.moved)):
             values = column_values(column, self._columns[column.name])
             for piece in self._pieces:
                 view = array_view(layout, i, piece.slab.memory)
@@ -528,11 +598,11 @@ class Recorder:
         assert self._session is not None
         encoded = raw = 1
         if self._settings.codec != "none" and manifest.layout.values:
-            for i, tap in enumerate(manifest.layout.taps):
-                rows = self._session.sample(i)[: manifest.layout.chunk_rows(tap)]
-                sample = np.ascontiguousarray(rows.astype(tap.dtype, copy=False))
-                raw += sample.nbytes
-                encoded += len(tap.encoding.encode(sample.view(np.uint8).reshape(-1).data))
+            for i, tap in enumerate(self._planned):
+                parts = self._session.reduced(i, tap.chain, tap.rows)
+                for array, values in zip((tap.values, *tap.parts), parts, strict=True):
+                    n_bytes, n_encoded = encoded_bytes(array, values, manifest.layout)
+                    raw, encoded = raw + n_bytes, encoded + n_encoded
         return store_bytes(manifest.layout, manifest.n_rows or 0, raw / encoded)
 
     def _picture(self, inputs: Any) -> NDArray[np.uint8] | None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checksum import CRC_BYTES, crc32c, crc_bytes, unsealed
-from .dtypes import EXPONENT_BITS, DType
+from .dtypes import CODE_INF, CODE_MINUS_INF, CODE_NAN, EXPONENT_BITS, FLOAT8_E4M3FN, DType
 from .errors import ChecksumError, FormatError, StoreError, why
 from .files import PAGE
 from .layout import CHUNK_BYTES, ArraySpec, Layout, chunk_rows
@@ -141,10 +141,10 @@ def _chunk(
     missing = n_bytes - sum(piece.nbytes for piece in pieces)
     rows: list[Bytes] = [*pieces, bytes(missing)] if missing else list(pieces)
     if array.codec == "none":
-        scanned = _scan(rows, array.dtype)
+        scanned = _scan(rows, array)
         laps.lap("checksum")
         return rows, *scanned
-    n_nan, n_inf = count_nonfinite(pieces, array.dtype)
+    n_nan, n_inf = count_nonfinite(pieces, array.dtype, array.codes)
     laps.lap("checksum")
     whole = rows[0] if len(rows) == 1 else b"".join(rows)
     data: list[Bytes] = [array.encoding.encode(whole)]
@@ -154,8 +154,8 @@ def _chunk(
     return data, crc, n_nan, n_inf
 
 
-def _scan(buffers: Sequence[Bytes], dtype: DType | None) -> tuple[int, int, int]:
-    """Return the CRC-32C of `buffers`, and how many of their values of `dtype` are NaN and infinite.
+def _scan(buffers: Sequence[Bytes], array: ArraySpec | None) -> tuple[int, int, int]:
+    """Return the CRC-32C of `buffers`, and how many of their values, as `array`, are NaN and infinite.
 
     A little at a time: what was counted is in the processor's cache when it is summed.
     """
@@ -164,8 +164,8 @@ def _scan(buffers: Sequence[Bytes], dtype: DType | None) -> tuple[int, int, int]
         whole = memoryview(buffer)
         for start in range(0, whole.nbytes, CHUNK_BYTES):
             some = whole[start : start + CHUNK_BYTES]
-            if dtype is not None:
-                nan, inf = count_nonfinite([some], dtype)
+            if array is not None:
+                nan, inf = count_nonfinite([some], array.dtype, array.codes)
                 n_nan, n_inf = n_nan + nan, n_inf + inf
             crc = crc32c(some, crc)
     return crc, n_nan, n_inf
@@ -182,8 +182,13 @@ def _pieces(
         first += n_rows
 
 
-def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, int]:
-    """Return how many values are NaN and how many are infinite; of complex numbers, each part counts."""
+def count_nonfinite(pieces: Sequence[memoryview], dtype: DType, codes: bool = False) -> tuple[int, int]:
+    """Return how many values are NaN and how many are infinite; of complex numbers, each part counts.
+
+    Of int8 `codes`, those that stand for such.
+    """
+    if codes:
+        return _count_codes(pieces)
     if dtype.kind == "c":
         dtype = np.dtype(f"f{dtype.itemsize // 2}")
     exponent = EXPONENT_BITS.get(dtype)
@@ -206,6 +211,15 @@ def count_nonfinite(pieces: Sequence[memoryview], dtype: DType) -> tuple[int, in
             magnitude = bits & unsigned.type(sign - 1)
             n_nan += int(np.count_nonzero(magnitude > exponent))
             n_inf += int(np.count_nonzero(magnitude == exponent))
+    return (n_inf, 0) if dtype == FLOAT8_E4M3FN else (n_nan, n_inf)
+
+
+def _count_codes(pieces: Sequence[memoryview]) -> tuple[int, int]:
+    n_nan = n_inf = 0
+    for piece in _cut(pieces, _COUNTED_BYTES):
+        values = np.frombuffer(piece, np.int8)
+        n_nan += int(np.count_nonzero(values == CODE_NAN))
+        n_inf += int(np.count_nonzero(values == CODE_INF)) + int(np.count_nonzero(values == CODE_MINUS_INF))
     return n_nan, n_inf
 
 

@@ -97,6 +97,39 @@ def load_data(spec: str, preprocess: Preprocess | None, *, skip_bad: bool = Fals
     return _collection(prefix).load_data(name, options)
 
 
+def load_function(spec: str) -> Callable[[Any], Any]:
+    """Return the function that `file.py:function` names, without calling it.
+
+    Raises:
+        SelectionError: there is none of that name.
+        StoreNotFoundError: there is no such file.
+    """
+    file = _factory_file(spec)
+    assert file is not None
+    function: Callable[..., Any] = _factory(*file)
+    return function
+
+
+def load_basis(spec: str) -> tuple[Any, Any]:
+    """Return basis and mean of a .npy file (the basis alone) or a .npz file (`basis`, and `mean` if there).
+
+    Raises:
+        StoreNotFoundError: there is no such file.
+        DataError: it holds no basis.
+    """
+    path = Path(spec)
+    if not path.is_file():
+        raise StoreNotFoundError(f"there is no file {path}; pca:16 fits 16 components to the first rows")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found, None
+        with found:
+            return found["basis"], found.get("mean")
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} holds no basis (an array, or basis and mean): {error}") from error
+
+
 def _load_arrays(path: Path, preprocess: Preprocess | None) -> Source:
     if not path.is_file():
         raise StoreNotFoundError(f"there is no file {path}")

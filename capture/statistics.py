@@ -280,6 +280,12 @@ def plan_statistics(
     names = choice.names
     if not names:
         return None
+    coded = next((tap.name for tap in taps if tap.codes), None)
+    if coded is not None:
+        raise PlanError(
+            f"{coded} is reduced to int8 codes, each with a scale of its own, and statistics are of values: "
+            "leave the statistics out, or reduce it otherwise (to float8, for example)"
+        )
     labelled = any(is_label(column) for column in columns)
     n_classes = len(classes or ()) if "classes" in names and labelled else 0
     if "classes" in names and n_classes == 0:
@@ -299,7 +305,7 @@ def is_label(column: ArraySpec) -> bool:
 
 def channel_last(tap: ArraySpec) -> bool:
     """Return whether the channels of `tap` are its last axis, its features."""
-    return tap.dims[-1] == "feature"
+    return tap.dims[-1] in ("feature", "component")
 
 
 def _tap_fields(

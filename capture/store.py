@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import trust
+from . import constants, trust
 from .checksum import CRC_BYTES, crc32c, sealed, unsealed
 from .codecs import CODECS
 from .columns import is_text
-from .dtypes import dtype_name, fill_value, named_dtype
+from .dtypes import DType, dtype_name, fill_value, held_as, named_dtype
 from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, StoreNotFoundError, why
 from .layout import ArraySpec, Layout
 from .place import Lock, NewFile, Place
 from .printable import printable
+from .reduce import Int8
+from .reduce_text import chain_from_json
 from .shard import ShardRecord, least_bytes
 from .statistics import Statistics
 
@@ -48,6 +50,8 @@ class Manifest:
     """Rows of the data set; None while a loop of the user's own has not ended."""
     facts: Json
     """Model, data, classes, preprocessing, versions, and what is known of each tap beside its array."""
+    constants: Mapping[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
+    """The values of the arrays without rows, by their paths; empty where the store was only read."""
 
     def to_json(self) -> Json:
         """Return the value of the root's attribute `layertap`."""
@@ -58,7 +62,7 @@ class Manifest:
             "step_rows": self.layout.step_rows,
             "block_rows": self.layout.block_rows,
             "commits": COMMITS,
-            "taps": [_array_json(tap) | about[tap.name] for tap in self.layout.taps],
+            "taps": [_tap_json(self.layout, i, about[tap.name]) for i, tap in enumerate(self.layout.taps)],
             "columns": [_array_json(column) for column in self.layout.columns],
             "values": self.layout.values,
             "statistics": self.layout.statistics and self.layout.statistics.to_json(self.layout.taps),
@@ -88,6 +92,7 @@ class Manifest:
                 raise ChecksumError("its attribute 'layertap' is damaged: it does not give its CRC-32C")
             layout, facts = _layout_from_json(data), _facts_from_json(data)
             trust.check_facts(facts)
+            _check_reductions(layout, facts)
             n_rows = data["rows"]
             if n_rows is not None:
                 trust.whole(n_rows, "'rows'", 0, trust.MOST_ROWS)
@@ -97,6 +102,19 @@ class Manifest:
             why = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise FormatError(f"its attribute 'layertap' is not of format {version}: {why}") from error
         return cls(layout, n_rows, facts)
+
+    @property
+    def constants_json(self) -> list[Json]:
+        """What is said of each array without rows."""
+        return [one for about in self.facts["taps"].values() for one in about.get("constants", ())]
+
+    def constant_files(self) -> dict[str, bytes]:
+        """Return the chunks of the arrays without rows by their names, as far as their values are known."""
+        return {
+            constants.file_of(one): constants.encoded(self.constants[one["path"]])
+            for one in self.constants_json
+            if one["path"] in self.constants
+        }
 
     @property
     def n_blocks(self) -> int:
@@ -138,7 +156,8 @@ class StoreWriter:
             StoreError: it cannot be made.
         """
         Manifest.from_json(manifest.to_json())  # what could not be read again is not begun
-        return cls(place, manifest, place.make(metadata_files(manifest), overwrite=overwrite, blocks=blocks))
+        files = manifest.constant_files() | metadata_files(manifest)  # the root's comes last
+        return cls(place, manifest, place.make(files, overwrite=overwrite, blocks=blocks))
 
     @classmethod
     def join(cls, place: Place, manifest: Manifest, blocks: range | None) -> StoreWriter:
@@ -150,11 +169,7 @@ class StoreWriter:
         lock = place.lock(blocks)
         try:
             # Where the root is made first, a process that died next has left the rest to be made.
-            files = metadata_files(manifest)
-            there = place.read_many(list(files), trust.METADATA_BYTES)
-            for (name, data), found in zip(files.items(), there, strict=True):
-                if found is None:
-                    place.write(name, data)
+            mend(place, manifest)
         except BaseException:
             lock.release()
             raise
@@ -183,6 +198,19 @@ class StoreWriter:
     def release(self) -> None:
         """Let the next writer in; may be called more than once."""
         self._lock.release()
+
+
+def mend(place: Place, manifest: Manifest) -> None:
+    """Write what is missing of the files that belong to no block."""
+    metadata, chunks = metadata_files(manifest), manifest.constant_files()
+    for files, most in (
+        (metadata, trust.METADATA_BYTES),
+        (chunks, max(map(len, chunks.values()), default=0)),
+    ):
+        there = place.read_many(list(files), most)
+        for (name, data), found in zip(files.items(), there, strict=True):
+            if found is None:
+                place.write(name, data)
 
 
 def check_removable(place: Place) -> None:
@@ -228,7 +256,8 @@ def read_manifest(place: Place, *, again: bool = False) -> Manifest:
         ) from None
     try:
         manifest = Manifest.from_json(attributes)
-        place.check_folders([COMMITS, LOG, *(array.path for array in manifest.layout.stored)])
+        paths = [array.path for array in manifest.layout.stored]
+        place.check_folders([COMMITS, LOG, *paths, *(one["path"] for one in manifest.constants_json)])
     except FormatError as error:
         raise type(error)(f"{place} cannot be read: {error}") from error
     return manifest
@@ -272,6 +301,7 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
                 for field in ("shape", "dtype", "codec")
                 if was[name][field] != now[name][field]
             ]
+            lines += _reduced_otherwise(name, was[name], now[name])
     return [printable(line) for line in lines]
 
 
@@ -285,6 +315,22 @@ def statistics_differences(existing: Json, planned: Json) -> list[str]:
             break
     was, now = ("values" if m.get("values", True) else "statistics alone" for m in (existing, planned))
     return lines + ([f"of the taps: {was} there, {now} now"] if was != now else [])
+
+
+def _reduced_otherwise(name: str, was: Json, now: Json) -> list[str]:
+    """Return a line where two manifests reduce a tap otherwise, or by another basis."""
+    steps = [(one.get("reduction") or {}).get("steps", []) for one in (was, now)]
+    if steps[0] != steps[1]:
+        texts = [(one.get("reduction") or {}).get("text", "none") for one in (was, now)]
+        if texts[0] == texts[1]:
+            texts = [json.dumps(one) for one in steps]
+        return [f"tap {name}: reduction {texts[0]} there, {texts[1]} now"]
+    found = [{c["name"]: c["crc32c"] for c in one.get("constants", ())} for one in (was, now)]
+    return [
+        f"tap {name}: another {part} of its reduction"
+        for part in found[0]
+        if found[0][part] != found[1].get(part)
+    ]
 
 
 _MEANING = {
@@ -435,6 +481,46 @@ def _array_json(array: ArraySpec) -> Json:
     }
 
 
+def _tap_json(layout: Layout, i: int, about: Json) -> Json:
+    parts = [layout.arrays[number] for number in layout.numbers[i][1:]]
+    named = [_array_json(part) | {"name": part.path.rpartition("/")[2]} for part in parts]
+    return _array_json(layout.taps[i]) | {"parts": named} | about
+
+
+def _has_codes(data: Json) -> bool:
+    reduction = data.get("reduction")
+    steps = () if reduction is None else chain_from_json(reduction["steps"]).steps
+    return bool(steps) and isinstance(steps[-1], Int8)
+
+
+def _parts_from_json(tap: ArraySpec, data: Json) -> list[ArraySpec]:
+    parts = []
+    for one in trust.listed(data.get("parts", []), f"the parts of {trust.shown(tap.name)}"):
+        part = _array_from_json(one)
+        if part.path != f"{tap.group}/{part.name}":
+            raise FormatError(f"a part of {trust.shown(tap.name)} has the path {trust.shown(part.path)}")
+        parts.append(replace(part, name=f"{tap.name}/{part.name}"))
+    return parts
+
+
+def _check_reductions(layout: Layout, facts: Json) -> None:
+    """Hold what taps are said to be reduced by to what this version knows."""
+    for tap in layout.taps:
+        about, what = facts["taps"][tap.name], trust.shown(tap.name)
+        reduction = about.get("reduction")
+        if reduction is not None:
+            chain_from_json(reduction["steps"])
+            for key in ("text", "error"):
+                trust.name(reduction[key], f"{key!r} of the reduction of {what}")
+        for size in trust.listed(about.get("source_shape", []), f"the source's shape of {what}"):
+            trust.whole(size, f"an axis of the source of {what}", 1, trust.LONGEST_AXIS)
+        for one in trust.listed(about.get("constants", []), f"the constants of {what}"):
+            constants.check(one, tap.group, what)
+    paths = [array.path for array in layout.arrays]
+    paths += [one["path"] for about in facts["taps"].values() for one in about.get("constants", ())]
+    trust.check_distinct("arrays", [], paths)
+
+
 def _layout_from_json(data: Json) -> Layout:
     taps, columns = (
         tuple(_array_from_json(array) for array in trust.listed(data[key], repr(key)))
@@ -445,6 +531,11 @@ def _layout_from_json(data: Json) -> Layout:
     trust.check_distinct("arrays", [], [array.path for array in taps + columns])
     if not taps:
         raise FormatError("it has no taps")
+    folders = [tap.group for tap in taps]
+    if len(set(folders)) < len(folders):
+        raise FormatError("two taps share a folder")
+    taps = tuple(replace(tap, codes=_has_codes(one)) for tap, one in zip(taps, data["taps"], strict=True))
+    parts = [part for tap, one in zip(taps, data["taps"], strict=True) for part in _parts_from_json(tap, one)]
     step_rows, block_rows = (
         trust.whole(data[key], repr(key), 1, trust.MOST_BLOCK_ROWS) for key in ("step_rows", "block_rows")
     )
@@ -456,11 +547,11 @@ def _layout_from_json(data: Json) -> Layout:
     statistics = Statistics.from_json(data.get("statistics"), taps)
     if type(values) is not bool or not (values or statistics):
         raise FormatError("it has neither values nor statistics, or does not say which")
-    return Layout(taps, columns, step_rows, block_rows, statistics, values)
+    return Layout(taps, columns, step_rows, block_rows, statistics, values, tuple(parts))
 
 
 _OF_LAYOUT = ("format", "rows", "step_rows", "block_rows", "commits", "columns", "values", "statistics")
-_OF_ARRAY = ("name", "path", "dims", "shape", "dtype", "codec")
+_OF_ARRAY = ("name", "path", "dims", "shape", "dtype", "codec", "parts")
 
 
 def _facts_from_json(data: Json) -> Json:
@@ -501,6 +592,7 @@ def _array_from_json(data: Json) -> ArraySpec:
 def metadata_files(manifest: Manifest) -> dict[str, bytes]:
     """Return every zarr.json of a store by its name inside it, the root's last."""
     files = {array.path: _array_metadata(array, manifest) for array in manifest.layout.stored}
+    files |= {one["path"]: _constant_metadata(one) for one in manifest.constants_json}
     files[COMMITS] = _commits_metadata(manifest)
     groups = sorted({str(parent) for name in files for parent in PurePosixPath(name).parents}, reverse=True)
     arrays = dict(files)
@@ -543,14 +635,35 @@ def _array_metadata(array: ArraySpec, manifest: Manifest) -> Json:
         "zarr_format": 3,
         "node_type": "array",
         "shape": shape,
-        "data_type": dtype_name(array.dtype),
+        "data_type": held_as(array.dtype),
         "chunk_grid": _grid(chunk),
         "chunk_key_encoding": _KEYS,
         "fill_value": fill_value(array.dtype),
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "dimension_names": list(array.dims),
-        "attributes": {},
+        "attributes": _truly(array.dtype),
     }
+
+
+def _constant_metadata(one: Json) -> Json:
+    dtype = named_dtype(one["dtype"])
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": one["shape"],
+        "data_type": held_as(dtype),
+        "chunk_grid": _grid(one["shape"]),
+        "chunk_key_encoding": _KEYS,
+        "fill_value": fill_value(dtype),
+        "codecs": [_BYTES, _CRC],
+        "dimension_names": one["dims"],
+        "attributes": _truly(dtype),
+    }
+
+
+def _truly(dtype: DType) -> Json:
+    """Return the attributes of an array whose type Zarr does not know: what its bytes are."""
+    return {} if held_as(dtype) == dtype_name(dtype) else {_ATTRIBUTE: {"dtype": dtype_name(dtype)}}
 
 
 def _commits_metadata(manifest: Manifest) -> Json:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import constants
 from .errors import FormatError, LayertapError, StoreError, why
 from .layout import ArraySpec
 from .place import PathLike, Place, place_of
@@ -61,7 +62,7 @@ def verify(path: PathLike | Place, storage: Mapping[str, Any] | None = None) -> 
 def repair(
     path: PathLike | Place, damages: list[Damage], storage: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """Drop damaged blocks, so that the next capture makes them again, and write damaged metadata anew.
+    """Drop what is damaged, so that the next capture makes it again, and write damaged metadata anew.
 
     Args:
         path: the store.
@@ -80,7 +81,10 @@ def repair(
     files = metadata_files(manifest)
     for name in {damage.file for damage in damages if damage.block is None}:
         try:
-            store.write(name, files[name])
+            if name in files:
+                store.write(name, files[name])
+            else:  # a basis: the capture knows it
+                store.delete([name])
         except OSError as error:
             raise StoreError(f"{store}/{name} cannot be written: {why(error)}") from error
     return blocks
@@ -98,6 +102,11 @@ def _metadata(store: Place, manifest: Manifest) -> Iterator[Damage]:
             found = b""
         if found not in (expected, closing[name]):
             yield Damage(name, "is not the metadata that belongs to this store")
+    for one in manifest.constants_json:
+        try:
+            constants.read(store, one)
+        except (FormatError, StoreError) as error:
+            yield Damage(constants.file_of(one), str(error))
 
 
 def _closed(store: Place, manifest: Manifest) -> Manifest:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import constants
 from .errors import FormatError, StoreError, StoreExistsError, StoreNotFoundError, why
 from .files import PART, sync_folder
 from .place import Blob, PathLike, Place, place_of
@@ -197,6 +198,7 @@ def pack(
     blocks = range(manifest.n_blocks)
     files = metadata_files(manifest)
     names = [ROOT, *(name for name in files if name != ROOT), *map(commit_path, blocks)]
+    names += [constants.file_of(one) for one in manifest.constants_json]
     names += [shard_path(array, block) for array in reversed(manifest.layout.stored) for block in blocks]
     made = target.with_name(target.name + PART)
     try:

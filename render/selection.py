@@ -128,7 +128,8 @@ def _part(part: str, n: int, what: str) -> list[int]:
 
 def can_draw(tap: Tap) -> bool:
     """Return whether the tap's values can be drawn as maps."""
-    return len(tap.shape) <= 4 and all(tap.shape[1:]) and tap.dtype.kind != "c"
+    real = all(tap.shape[1:]) and tap.dtype.kind != "c"
+    return len(tap.shape) <= 4 and real and "rank" not in tap.dims
 
 
 def select_layers(run: Run, layers: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -96,6 +96,11 @@ def take(run: Run, spec: Spec) -> View:
 
 
 def _layer(tap: Tap, spec: Spec, choice: ChannelChoice, stats: RunStatistics) -> LayerView:
+    if "rank" in tap.dims:
+        raise DrawError(
+            f"{tap.name} cannot be drawn: it holds the largest values of each place ({tap.reduction}), and "
+            "no maps. Read them and their .positions, or capture the layer pooled"
+        )
     if not can_draw(tap):
         dims = ", ".join(f"{dim}={n}" for dim, n in zip(tap.dims[1:], tap.shape[1:], strict=True))
         raise DrawError(
@@ -145,7 +150,7 @@ def _layer(tap: Tap, spec: Spec, choice: ChannelChoice, stats: RunStatistics) ->
 
 def _axes(dims: tuple[str, ...]) -> tuple[int, ...]:
     """Return the order in which a row's axes are read: what is tiled first, then down, then across."""
-    tiled = next((i for i, dim in enumerate(dims) if dim == "channel"), None)
+    tiled = next((i for i, dim in enumerate(dims) if dim in ("channel", "component")), None)
     if tiled is None and len(dims) == 2:
         # Of (token, feature) each feature is a map of the tokens.
         tiled = next((i for i, dim in enumerate(dims) if dim == "feature"), 0)
@@ -157,7 +162,8 @@ def _read(tap: Tap, rows: Values, order: tuple[int, ...], channels: tuple[int, .
     """Return floats of shape (rows, channels, ...), the tiled axis second."""
     if not order:
         return _floats(np.asarray(tap[rows]).reshape(-1, 1))
-    every = channels == tuple(range(tap.shape[1 + order[0]]))
+    n = tap.shape[1 + order[0]]
+    every = len(channels) == n and channels == tuple(range(n))  # a store may claim any number
     key: list[Any] = [rows, *[slice(None)] * len(order)]
     if not every:
         key[1 + order[0]] = np.array(channels)

@@ -304,7 +304,7 @@ def test_tensors_that_a_store_cannot_hold_are_refused_with_the_reason(tmp_path):
         (lambda x: x.to("meta"), "meta device"),
         (lambda x: x.sum(), r"shape \(\)"),
         (lambda x: x[:1], "4 rows"),
-        (lambda x: x.to(torch.float8_e5m2), "float8"),
+        (lambda x: x.to(torch.float8_e5m2fnuz), "float8"),
     ):
         with pytest.raises(lt.CaptureError, match=words):
             lt.record_dataset(Gives(make), np.ones((4, 3), np.float32), tmp_path / "s", ["inner"])

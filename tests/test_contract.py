@@ -14,7 +14,9 @@ import test_backend_arrays
 import test_backend_torch
 from layertap.backends import arrays, torch_hooks
 from layertap.backends import torch as torch_backend
-from layertap.capture import tapping
+from layertap.capture import reduce_arrays, tapping
+from layertap.capture.dtypes import BFLOAT16
+from layertap.capture.reduce import Cast
 from layertap.capture.testing import BackendContract
 
 Broken = Callable[[pytest.MonkeyPatch], None]
@@ -68,15 +70,14 @@ def broadcasts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def truncates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Casts by cutting bits off instead of rounding."""
-    copyto = np.copyto
+    cast = reduce_arrays._STEPS[Cast]
 
-    def cuts(out: Any, values: Any, **options: Any) -> None:
-        if str(out.dtype) == "bfloat16" and values.dtype == np.float32:
-            copyto(out.view(np.uint16), (values.view(np.uint32) >> 16).astype(np.uint16))
-        else:
-            copyto(out, values, **options)
+    def cuts(step: Any, values: Any, rows: Any) -> Any:
+        if step.to == "bfloat16" and values.dtype == np.float32:
+            return ((values.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16),)
+        return cast(step, values, rows)
 
-    monkeypatch.setattr(arrays.np, "copyto", cuts)
+    monkeypatch.setitem(reduce_arrays._STEPS, Cast, cuts)
 
 
 def forgets_rows(monkeypatch: pytest.MonkeyPatch) -> None:

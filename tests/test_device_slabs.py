@@ -315,7 +315,7 @@ def test_slabs_lie_where_most_of_the_taps_do(monkeypatch):
     """Of a model on several devices; torch copies what lies elsewhere, in the order of both."""
     chosen: list[torch.device] = []
     monkeypatch.setitem(torch_slabs.DEVICES, "cuda", lambda device: chosen.append(device) or LateDevice())
-    layout = SimpleNamespace(device_bytes=64, taps=(), offsets=())
+    layout = SimpleNamespace(device_bytes=64, moved=(), offsets=())
     where = [("cpu", 900), ("cuda:0", 100), ("cuda:1", 80), ("cuda:1", 90), ("meta", 999)]
     taps: Any = [SimpleNamespace(device=torch.device(name), nbytes=n) for name, n in where]
     slabs = torch_slabs.prepare(layout, np.zeros(64, np.uint8), [], taps)  # type: ignore[arg-type]

@@ -442,3 +442,19 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
         lt.open("s3://bucket/run.zarr")
     with pytest.raises(lt.PlanError, match="options are for stores behind a URL"):
         lt.open("run.zarr", storage={"region": "x"})
+
+
+def test_reduced_taps_and_their_constants_are_put_mended_and_read(url, tmp_path):
+    options = {"reduce": {"maps": "project:2|int8", "sums": "pca:2,rows=8"}, "memory": "50MiB"}
+    capture(tmp_path / "s", **{**options, "memory": "2MiB"})
+    run = capture(url, **options)
+    there, here = objects(url), lt.open(tmp_path / "s")
+    assert set(there) >= {"taps/maps/scale/zarr.json", "taps/maps/basis/c.0.0", "taps/sums/mean/c.0"}
+    for name in ("maps", "sums"):
+        assert run[name][...].tobytes() == here[name][...].tobytes()
+        assert run[name].constants.keys() == here[name].constants.keys()
+    place_of(url).delete(["taps/sums/basis/c.0.0"])
+    damages = list(verify(url))
+    assert [damage.file for damage in damages] == ["taps/sums/basis/c.0.0"]
+    capture(url, **options)
+    assert objects(url) == there

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from layertap.capture.tapping import tap
 
 if TYPE_CHECKING:
+    from layertap.capture import reduce
     from layertap.capture.data import ArraySource, Batch, PictureFolder, Preprocess, SampleSource, Source
     from layertap.capture.errors import (
         CaptureError,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
         StoreExistsError,
         StoreNotFoundError,
     )
+    from layertap.capture.forecast import Forecast, plan
+    from layertap.capture.pca import fit_pca
     from layertap.capture.reader import Array, Run, Tap
     from layertap.capture.reader import open_run as open
     from layertap.capture.record import record, record_dataset
@@ -51,6 +54,8 @@ _NAMES = {
         *("MissingPackageError", "NoSpaceError", "PlanError", "SelectionError", "StoreError"),
         *("StoreExistsError", "StoreNotFoundError"),
     ),
+    "layertap.capture.forecast": ("Forecast", "plan"),
+    "layertap.capture.pca": ("fit_pca",),
     "layertap.capture.reader": ("Array", "Run", "Tap", "open"),
     "layertap.capture.record": ("record", "record_dataset"),
     "layertap.capture.recorder": ("Recorder",),
@@ -58,6 +63,7 @@ _NAMES = {
     "layertap.render": ("Picture", "draw", "draw_many"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_SUBMODULES = {"reduce": "layertap.capture.reduce"}
 
 __all__ = [
     "Array",
@@ -67,6 +73,7 @@ __all__ = [
     "ChecksumError",
     "DataError",
     "DrawError",
+    "Forecast",
     "FormatError",
     "LayertapError",
     "MissingPackageError",
@@ -86,15 +93,21 @@ __all__ = [
     "Tap",
     "draw",
     "draw_many",
+    "fit_pca",
     "open",
     "pack",
+    "plan",
     "record",
     "record_dataset",
+    "reduce",
     "tap",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        globals()[name] = import_module(_SUBMODULES[name])
+        return globals()[name]
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'layertap' has no attribute {name!r}")

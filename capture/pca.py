@@ -1,0 +1,242 @@
+"""Principal components of a tap's channels, fitted to the first rows of a data set.
+
+Moments are merged in float64, batch by batch (Chan, Golub and LeVeque, Updating formulae and a pairwise
+algorithm for computing sample variances, 1979), so memory is that of one batch and a matrix of the channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import constants
+from .backend import Backend, Learned, backend_for, backend_named
+from .data import Source
+from .errors import DataError, LayertapError, PlanError
+from .place import Place
+from .plan import dims_of
+from .recorder import tried
+from .reduce import FIT_ROWS, Chain, Pca, Reductions, Rows
+from .reduce_text import chain_from_json, choose, rules
+from .rehearsal import Rehearsal, batches, rehearsing
+from .score import Score
+from .store import Manifest, read_manifest
+from .taps import Patterns
+
+Values = NDArray[Any]
+
+
+@dataclass
+class Moments:
+    """Number, mean and scatter of vectors."""
+
+    n: int = 0
+    """How many."""
+    mean: Values = field(default_factory=lambda: np.zeros(0))
+    """Their mean, float64 (channels,)."""
+    scatter: Values = field(default_factory=lambda: np.zeros((0, 0)))
+    """Sum of the outer products of their deviations, float64 (channels, channels)."""
+
+    def add(self, vectors: Values) -> None:
+        """Merge `vectors` (n, channels); those that are not finite are left out."""
+        vectors = vectors[np.isfinite(vectors).all(1)].astype(np.float64)
+        n = len(vectors)
+        if n == 0:
+            return
+        mean = vectors.mean(0)
+        centred = vectors - mean
+        scatter = centred.T @ centred
+        if self.n == 0:
+            self.n, self.mean, self.scatter = n, mean, scatter
+            return
+        total, delta = self.n + n, mean - self.mean
+        self.scatter = self.scatter + scatter + np.outer(delta, delta) * (self.n * n / total)
+        self.mean = self.mean + delta * (n / total)
+        self.n = total
+
+    def components(self, step: Pca, what: str) -> Pca:
+        """Return `step` with the first components, each turned so that its largest entry is positive.
+
+        Raises:
+            DataError: there were no finite vectors.
+        """
+        if self.n == 0:
+            raise DataError(f"PCA of {what} finds no finite values in the first {step.rows} rows")
+        variances, vectors = np.linalg.eigh(self.scatter / self.n)
+        order = np.argsort(-variances, kind="stable")[: min(step.d, len(variances))]
+        basis = vectors[:, order].T
+        largest = np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], 1)
+        total = float(variances.clip(0).sum())
+        explained = float(variances[order].clip(0).sum()) / total if total else 1.0
+        return Pca(None, basis * np.sign(largest), self.mean, step.rows, min(1.0, explained))
+
+
+def fit_pca(
+    model: Any,
+    data: Any,
+    layers: Patterns,
+    n: int,
+    *,
+    rows: int = FIT_ROWS,
+    batch_size: int = 64,
+    before: Reductions = None,
+    backend: str | None = None,
+) -> dict[str, Chain]:
+    """Fit `n` principal components of the channels of each tap to the first rows of `data`.
+
+    Args:
+        model: what runs; see `record`.
+        data: see `record_dataset`.
+        layers: see `record`.
+        n: components; all channels, where there are fewer.
+        rows: rows to run; every place of each of them is a vector of channels.
+        batch_size: rows of one forward.
+        before: what is done to the taps first: `pool:7`, for example.
+        backend: name of the backend, where it does not follow from the model.
+
+    Returns:
+        What `reduce=` takes: for each tap the chain, with its basis.
+    """
+    chosen = backend_named(backend) if backend else backend_for(model)
+    step = Pca(n, rows=rows)
+    wanted: Any = {pattern: chain | step for pattern, chain in rules(before)}
+    return fitted(wanted, chosen, model, chosen.source(data), layers, batch_size)
+
+
+def is_fitted(reductions: Reductions) -> bool:
+    """Return whether no step of what was asked for has to be fitted first."""
+    return not any(_unfitted(chain) for _, chain in rules(reductions))
+
+
+def fitted(
+    reductions: Reductions,
+    backend: Backend,
+    model: Any,
+    source: Source,
+    layers: Patterns,
+    batch_size: int,
+    place: Place | None = None,
+    score: Score | None = None,
+) -> dict[str, Chain]:
+    """Return for each tap what it is reduced by, every basis fitted to the first rows.
+
+    Args:
+        reductions: what the user asked for.
+        backend: the model's.
+        model: what runs.
+        source: the data.
+        layers: what is tapped.
+        batch_size: rows of one forward.
+        place: where a store may be whose capture goes on: its bases are taken, where they are the same fit.
+        score: what gradients are of.
+    """
+    known = None if place is None else _manifest(place)
+    with rehearsing(backend, model, layers, score) as rehearsal:
+        fits: list[_Fit] | None = None
+        n_seen = 0
+        for batch in batches(source, batch_size, source.n_rows):
+            learned = rehearsal.learn(batch)
+            if fits is None:
+                fits = _fits(reductions, learned, rehearsal, place, known)
+            for i, fit in enumerate(fits):
+                fit.add(i, rehearsal, n_seen)
+            n_seen += len(batch.rows)
+            if all(fit.has_enough(n_seen) for fit in fits):
+                break
+        assert fits is not None
+        return {fit.name: fit.chain_now() for fit in fits}
+
+
+@dataclass
+class _Fit:
+    name: str
+    chain: Chain
+    rows: Rows
+    before: Chain = field(default_factory=Chain)
+    step: Pca | None = None
+    known: Pca | None = None
+    moments: Moments = field(default_factory=Moments)
+
+    def add(self, i: int, rehearsal: Rehearsal, n_seen: int) -> None:
+        """Take the channels of tap `i` of the batch that begins at row `n_seen`."""
+        if self.step is None or self.known is not None or self.has_enough(n_seen):
+            return
+        assert self.step.rows is not None
+        form = self.before.after(self.rows)["values"]
+        if form.channel is None:
+            raise PlanError(f"{self.name}: {self.step} needs channels, and a row has none")
+        values = rehearsal.session.reduced(i, self.before, self.rows)[0][: self.step.rows - n_seen]
+        self.moments.add(np.moveaxis(values, 1 + form.channel, -1).reshape(-1, form.shape[form.channel]))
+
+    def has_enough(self, n_seen: int) -> bool:
+        """Return whether it needs no more rows."""
+        return self.step is None or self.known is not None or n_seen >= (self.step.rows or FIT_ROWS)
+
+    def chain_now(self) -> Chain:
+        """Return the chain with its basis."""
+        if self.step is None:
+            return self.chain
+        step = self.known or self.moments.components(self.step, self.name)
+        return Chain(tuple(step if one is self.step else one for one in self.chain.steps))
+
+
+def _fits(
+    reductions: Reductions,
+    learned: Sequence[Learned],
+    rehearsal: Rehearsal,
+    place: Place | None,
+    known: Manifest | None,
+) -> list[_Fit]:
+    chains = choose(reductions, [(tap.tap, tap.type) for tap in learned])
+    found = []
+    for i, (tap, chain) in enumerate(zip(learned, chains, strict=True)):
+        rows = Rows(tap.shape, dims_of(tap.shape)[1:], tap.dtype)
+        fit = _Fit(tap.name, chain, rows)
+        found.append(fit)
+        if (step := _unfitted(chain)) is None:
+            continue
+        fit.step = step if step.rows is not None else replace(step, rows=FIT_ROWS)
+        fit.chain = Chain(tuple(fit.step if one is step else one for one in chain.steps))
+        at = fit.chain.steps.index(fit.step)
+
+        def probe(one: Chain, i: int = i, rows: Rows = rows) -> Rows:
+            shape, dtype = tried(rehearsal.session, i, one, rows)
+            return Rows(shape, dims_of(shape)[1:], dtype)
+
+        fit.before = Chain(chain.steps[:at]).bind(rows, partial(probe))
+        if place is not None and known is not None:
+            fit.known = _known(place, known, tap.name, fit.step)
+    return found
+
+
+def _unfitted(chain: Chain) -> Pca | None:
+    return next((step for step in chain.steps if isinstance(step, Pca) and step.basis is None), None)
+
+
+def _manifest(place: Place) -> Manifest | None:
+    """Return the manifest of the store that may be there; what is wrong with it, the recorder says."""
+    try:
+        return read_manifest(place) if place.exists() else None
+    except LayertapError:
+        return None
+
+
+def _known(place: Place, manifest: Manifest, name: str, step: Pca) -> Pca | None:
+    """Return the basis that the store has for this very fit."""
+    about = manifest.facts["taps"].get(name, {})
+    steps = chain_from_json((about.get("reduction") or {}).get("steps", [])).steps
+    same = next((s for s in steps if isinstance(s, Pca) and s.rows == step.rows), None)
+    if same is None:
+        return None
+    try:
+        arrays = {one["name"]: constants.read(place, one) for one in about.get("constants", ())}
+    except (LayertapError, OSError):
+        return None  # damaged: it is fitted again, and must come out the same
+    if "basis" not in arrays or len(arrays["basis"]) != min(step.d, arrays["basis"].shape[1]):
+        return None
+    return Pca(None, arrays["basis"], arrays.get("mean"), same.rows, same.explained)

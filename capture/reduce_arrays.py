@@ -1,0 +1,190 @@
+"""Reductions in numpy: the reference that every backend's own way is held to, and what reads them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dtypes import CODE_INF, CODE_MINUS_INF, CODE_NAN, LARGEST_CODE, is_float, named_dtype
+from .errors import CaptureError
+from .reduce import (
+    Cast,
+    Chain,
+    Channels,
+    Crop,
+    Int8,
+    Norm,
+    Own,
+    Pool,
+    Projection,
+    Rows,
+    Step,
+    Tokens,
+    TopK,
+)
+
+Values = NDArray[Any]
+
+
+def apply(chain: Chain, values: Values, rows: Rows) -> tuple[Values, ...]:
+    """Return the parts that `chain`, bound to `rows`, makes of `values` (n_rows, *rows.shape), values first.
+
+    Raises:
+        CaptureError: an own function gave something else than in the first batch.
+    """
+    extras: list[Values] = []
+    with np.errstate(all="ignore"):  # what overflows is stored as an infinity, and counted
+        for step, form in chain.each(rows):
+            values, *more = _STEPS[_kind(step)](step, values, form)
+            extras += more
+    return (values, *extras)
+
+
+def dequantized(codes: Values, scale: Values) -> NDArray[np.float32]:
+    """Return what int8 `codes` mean; `scale` is broadcast against them."""
+    with np.errstate(all="ignore"):  # the largest float32 over 126 is rounded down: no product overflows
+        values = np.multiply(codes, scale, dtype=np.float32)
+    values[codes == CODE_NAN] = np.nan
+    values[codes == CODE_INF] = np.inf
+    values[codes == CODE_MINUS_INF] = -np.inf
+    return values
+
+
+def windows(n: int, size: int) -> Iterator[slice]:
+    """Yield the windows that an axis of `n` entries is pooled by to `size`."""
+    for i in range(size):
+        yield slice(i * n // size, -(-(i + 1) * n // size))
+
+
+def check_own(step: Own, shape: tuple[int, ...], dtype: str, n_rows: int) -> None:
+    """Hold what an own function gave to what it gave of the first batch.
+
+    Raises:
+        CaptureError: it is something else.
+    """
+    assert step.rows is not None
+    expected = (n_rows, *step.rows.shape)
+    if shape != expected or dtype != str(step.rows.dtype):
+        raise CaptureError(
+            f"{step.name} gave {dtype} of shape {shape}; {step.rows.dtype} of {expected} follows from the "
+            "first batch. A reduction keeps the rows, and the form of each"
+        )
+
+
+def _cast(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    if values.dtype.itemsize == 8 and named_dtype(step.to).itemsize == 1:
+        values = values.astype(np.float32)
+    return (values.astype(named_dtype(step.to)),)
+
+
+def _int8(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    wide = values.astype(np.float32, copy=False)
+    finite = np.isfinite(wide)
+    axes = tuple(1 + axis for axis in step.scaled(rows))
+    magnitude = np.where(finite, np.abs(wide), np.float32(0))
+    scale = magnitude.max(axes, keepdims=True, initial=0) / np.float32(LARGEST_CODE)
+    codes = np.rint(wide / np.where(scale == 0, np.float32(1), scale))
+    codes = codes.clip(-LARGEST_CODE, LARGEST_CODE)
+    codes[wide == np.inf], codes[wide == -np.inf] = CODE_INF, CODE_MINUS_INF
+    codes[np.isnan(wide)] = CODE_NAN
+    return codes.astype(np.int8), scale.reshape([n for i, n in enumerate(scale.shape) if i not in axes])
+
+
+def _pool(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    wide = values if step.by == "max" else _wide(values)
+    reduce: Callable[..., Any] = np.max if step.by == "max" else np.mean
+    if step.size is None:
+        pooled = reduce(wide, tuple(1 + axis for axis in rows.space))
+    else:
+        pooled = wide
+        for axis, size in zip(rows.space, step.size, strict=True):
+            along = np.moveaxis(pooled, 1 + axis, 0)
+            parts = [reduce(along[window], 0) for window in windows(len(along), size)]
+            pooled = np.stack(parts, 1 + axis)
+    return (pooled.astype(step.after(rows)["values"].dtype, copy=False),)
+
+
+def _channels(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    assert rows.channel is not None
+    return (values.take(list(step.indices), 1 + rows.channel),)
+
+
+def _crop(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    return (values[(slice(None), *step.window(rows))],)
+
+
+def _topk(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    axes = step.axes(rows)
+    if len(axes) == 1:
+        along = 1 + axes[0]
+    else:
+        values = np.moveaxis(values, [1 + axis for axis in axes], range(-len(axes), 0))
+        values = values.reshape(*values.shape[: -len(axes)], -1)
+        along = values.ndim - 1
+    keys = values.astype(np.float32) if values.dtype.itemsize <= 2 else values
+    # NaN sorts last, and equals in their order: turned round twice, the largest come first, equals in theirs.
+    order = np.argsort(np.flip(keys, along), axis=along, kind="stable")
+    order = np.flip(values.shape[along] - 1 - order, along)
+    positions = order.take(range(step.k), along)
+    return np.take_along_axis(values, positions, along), positions.astype(np.int32)
+
+
+def _norm(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    assert rows.channel is not None
+    magnitude, axis = np.abs(values.astype(np.float64)), 1 + rows.channel
+    if step.by == "max":
+        found = magnitude.max(axis, keepdims=True)
+    elif step.by == "l1":
+        found = magnitude.sum(axis, keepdims=True)
+    else:
+        found = np.sqrt((magnitude**2).sum(axis, keepdims=True))
+    return (found.astype(step.after(rows)["values"].dtype),)
+
+
+def _project(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    assert rows.channel is not None
+    basis, mean = step.matrix(rows.shape[rows.channel])
+    along = np.moveaxis(values, 1 + rows.channel, -1).astype(np.float64)
+    found = along @ basis.T.astype(np.float64)
+    if mean is not None:
+        found = found - basis.astype(np.float64) @ mean
+    return (np.moveaxis(found, -1, 1 + rows.channel).astype(step.after(rows)["values"].dtype),)
+
+
+def _tokens(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    axis = 1 + step.axis(rows)
+    if step.which == "mean":
+        return (_wide(values).mean(axis).astype(step.after(rows)["values"].dtype),)
+    return (values.take(0 if step.which == "first" else -1, axis),)
+
+
+def _own(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    made = np.asarray(step.function(values))
+    if step.rows is not None:
+        check_own(step, made.shape, str(made.dtype), len(values))
+    return (made,)
+
+
+def _wide(values: Values) -> Values:
+    return values.astype(np.float64) if is_float(values.dtype) or values.dtype.kind in "iub" else values
+
+
+def _kind(step: Step) -> type:
+    return Projection if isinstance(step, Projection) else type(step)
+
+
+_STEPS: dict[type, Callable[[Any, Values, Rows], tuple[Values, ...]]] = {
+    Cast: _cast,
+    Int8: _int8,
+    Pool: _pool,
+    Channels: _channels,
+    Crop: _crop,
+    TopK: _topk,
+    Norm: _norm,
+    Projection: _project,
+    Tokens: _tokens,
+    Own: _own,
+}
