@@ -12,8 +12,9 @@ What is added up, and how exactly:
 * Where positions lie side by side and values are float32, the passes are float32: the deviations from the
   rounded mean of the row are exact to half a unit of their last place, and numpy adds them in pairs, so a sum
   of squares is right to 5e-6 of itself, and the mean, corrected by the sum of the deviations, to 5e-6
-  standard deviations. Values whose squares could overflow or vanish, or whose rounded mean lies far off, take
-  float64 instead; so does all else.
+  standard deviations. (Where the rounded mean lies further off than the values, these are a few units of
+  their last place apart, and nothing is rounded.) Values whose squares could overflow or vanish take float64;
+  so does all else.
 * Sums for classes and Gram matrices are float64.
 
 Values that are not finite are counted and left out of the rest.
@@ -57,7 +58,7 @@ _GRAM_PIECE = 4 * _PIECE
 _TILE = 64  # channels
 _MOST_PRODUCT, _LONGEST_RUN = 2**18, 1024  # multiplications, and positions
 _BINNED_CHANNELS = 64  # at a time: their bins must fit the cache too
-_LEAST_SPAN, _MOST_SPAN, _MOST = 1e-15, 1e15, 1e30
+_LEAST_SPAN, _MOST_SPAN = 1e-15, 1e15
 _BITS, _BIAS, _FRACTION = 0x7FFFFFFF, 127, 23
 _FIRST_KEY = (FIRST_OCTAVE + _BIAS) << BIN_BITS
 _LAST_KEY = (LAST_OCTAVE + 1 + _BIAS) << BIN_BITS
@@ -510,7 +511,7 @@ def _moments(piece: Values, axis: int) -> _Moments:
     widest = span.max()
     if not widest < np.inf and not (np.isfinite(high).all() and np.isfinite(low).all()):
         return _masked(piece, axis)
-    found = _short(piece, high, low, span) if axis == 2 and widest < _MOST_SPAN else None
+    found = _short(piece, span) if axis == 2 and widest < _MOST_SPAN else None
     mean, squares = found or _long(piece, axis)
     same = span == 0
     if same.any():
@@ -518,13 +519,10 @@ def _moments(piece: Values, axis: int) -> _Moments:
     return _Moments(float(n), mean, squares, high, low)
 
 
-def _short(piece: Values, high: Values, low: Values, span: Values) -> tuple[Floats, Floats] | None:
+def _short(piece: Values, span: Values) -> tuple[Floats, Floats] | None:
     """Return means and squares by float32, or None where that would not be exact enough."""
     n = piece.shape[2]
-    varies = span > 0
-    if piece.dtype != np.float32 or high.max() > _MOST or low.min() < -_MOST:
-        return None
-    if (varies & (span < _LEAST_SPAN)).any():
+    if piece.dtype != np.float32 or ((span > 0) & (span < _LEAST_SPAN)).any():
         return None
     near = _sum(piece)
     near /= np.float32(n)
@@ -536,10 +534,7 @@ def _short(piece: Values, high: Values, low: Values, span: Values) -> tuple[Floa
     else:
         np.square(deviations, out=deviations)
         squares = _sum(deviations).astype(np.float64)
-    off = rest * rest / n
-    if ((off > squares / 2) & varies).any():
-        return None
-    return near + rest / n, squares - off
+    return near + rest / n, np.maximum(squares - rest * rest / n, 0)
 
 
 def _sum(values: Values) -> Values:

@@ -301,6 +301,16 @@ def test_a_slow_server_holds_the_model_back_and_nothing_is_dropped(url, whole, f
     assert 32 < max(ahead) <= 48, f"the model was {max(ahead)} rows ahead of what was committed"
 
 
+def test_statistics_alone_in_a_bucket_are_those_on_a_disk(url, tmp_path):
+    options: dict[str, Any] = {"memory": "256MiB", "stats": "all", "values": False}
+    capture(url, **options)
+    capture(tmp_path / "s", **options)
+    assert objects(url) == contents(tmp_path / "s")
+    assert "statistics/blocks/c.0.0" in objects(url)
+    assert list(verify(url)) == []
+    assert lt.open(url).stats.cka().shape == (len(lt.open(url)),) * 2
+
+
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[FileServer]:
     server = FileServer(tmp_path)

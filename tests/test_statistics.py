@@ -164,10 +164,16 @@ def test_all_of_it_is_what_numpy_says(tmp_path: Path, dtype: Any) -> None:
         "a mean a million times the deviations": lambda z: 1e6 + z,
         "one unit in the last place around 1e6": lambda z: np.where(z > 0, 1e6 + 0.0625, 1e6),
         "constant": lambda z: np.full_like(z, 3.3),
+        "a constant whose sum overflows": lambda z: np.full_like(z, 1e38),
         "zero": lambda z: 0 * z,
         "rows far apart": lambda z: z + 1e5 * np.arange(N)[:, None, None, None],
         "squares that overflow": lambda z: 1e37 * z,
         "squares that vanish": lambda z: 1e-30 * z,
+        "squares that overflow, and sums that do not": lambda z: 1e19 * z,
+        "squares of which little is left": lambda z: 1e-22 * z,
+        "one unit in the last place, of sums that are rounded one way": lambda z: np.where(
+            z > 0, np.nextafter(np.float32(1.7950949), np.float32(2)), np.float32(1.7950949)
+        ),
         "subnormal": lambda z: 1e-41 * z,
         "one far off": lambda z: np.where(np.arange(z[0].size).reshape(z[0].shape) == 0, 1e8, z),
     }.items(),
