@@ -21,18 +21,22 @@ from ..capture.dtypes import DTYPES
 from ..capture.errors import CaptureError, SelectionError
 from ..capture.layout import Layout, array_view
 from ..capture.pipeline import Memory, Piece, Slab
+from ..capture.ragged import Form, checked_mask, ways
+from ..capture.ragged_arrays import Given, put_rows
 from ..capture.reduce import Chain, Rows
 from ..capture.reduce_arrays import apply
 from ..capture.taps import (
     OUTPUT,
     Choice,
     Layer,
+    Path,
     Patterns,
     TapName,
     check_some,
     choose,
     flatten,
     follow,
+    lists_of_rows,
     no_match,
 )
 
@@ -72,12 +76,16 @@ class ArraysSession(Session):
     def __init__(self, function: Any, layers: Patterns) -> None:
         self._function, self._patterns = function, layers
         self._sink: Sink | None = None
-        self._learned: dict[TapName, Values] = {}
+        self._learned: dict[TapName, Given] = {}
         self._heard = _Heard(self)
         self._taps: list[TapName] = []
         self._types: dict[str, str] = {}
         self._shapes: list[tuple[int, ...]] = []
         self._reductions: Sequence[tuple[Chain, Rows]] = ()
+        self._forms: Sequence[Form] = ()
+        self._mask: Values | None = None
+        #: Of taps that are a list with one array for each row, the paths of the list and inside an entry.
+        self._listed: dict[TapName, tuple[Path, Path]] = {}
         self._layout: Layout | None = None
 
     def attach(self, sink: Sink) -> None:
@@ -99,6 +107,12 @@ class ArraysSession(Session):
             return self._function(*inputs, **kwargs)
         n_rows = _batch_rows((*inputs, *kwargs.values()))
         pieces = self._sink.begin(n_rows)
+        mask = kwargs.get(self.varying.mask) if self.varying.mask is not None else None
+        self._mask = None if mask is None else np.asarray(_to_numpy(mask))
+        if pieces is None:
+            self.n_tokens = self._mask.shape[1] if self._mask is not None and self._mask.ndim == 2 else None
+        if pieces and self._mask is not None and any(form.minds_mask for form in self._forms):
+            checked_mask(str(self.varying.mask), self._mask.shape, n_rows)
         self._heard.begin(n_rows, pieces)
         with tapping.heard_by(self._heard):
             output = self._function(*inputs, **kwargs)
@@ -116,12 +130,30 @@ class ArraysSession(Session):
     def learned(self) -> list[Learned]:
         """Return what the first call gave."""
         self._taps = list(self._learned)
-        self._shapes = [array.shape[1:] for array in self._learned.values()]
-        return [Learned(t, self._types[t.layer], a.shape[1:], a.dtype) for t, a in self._learned.items()]
+        self._shapes = [_shape_of(given) for given in self._learned.values()]
+        return [
+            Learned(tap, self._types[tap.layer], shape, given[0].dtype)
+            for (tap, given), shape in zip(self._learned.items(), self._shapes, strict=True)
+        ]
 
     def sample(self, i: int) -> Values:
         """Return tap `i` of the first call."""
-        return self._learned[self._taps[i]]
+        given = self._learned[self._taps[i]]
+        return given if isinstance(given, np.ndarray) else given[0][None]
+
+    def fit(self, forms: Sequence[Form]) -> None:
+        """Know how the rows of each tap may vary.
+
+        Raises:
+            CaptureError: the first call's mask does not say which tokens are its rows' own.
+        """
+        self._forms = forms
+        if self._mask is not None and any(form.minds_mask for form in forms):
+            checked_mask(str(self.varying.mask), self._mask.shape, len(next(iter(self._learned.values()))))
+
+    def reduced(self, i: int, chain: Chain, rows: Rows) -> tuple[Values, ...]:
+        """Return what `chain` makes of tap `i` of the first call."""
+        return apply(chain, self.sample(i), rows, self._mask)
 
     def reduce(self, reductions: Sequence[tuple[Chain, Rows]]) -> None:
         """Keep what is done to each tap."""
@@ -165,18 +197,25 @@ class ArraysSession(Session):
             self._learned |= found
         self._learned |= self._heard.learned
 
-    def leaves(self, choice: Choice, call: int, value: Any, n_rows: int) -> dict[TapName, Values]:
+    def leaves(self, choice: Choice, call: int, value: Any, n_rows: int) -> dict[TapName, Given]:
         """Return copies of the chosen arrays in what a layer gave.
 
         Raises:
             CaptureError: one of them cannot be stored.
         """
-        found: dict[TapName, Values] = {}
+        found: dict[TapName, Given] = {}
+        rows: set[Path] = set()
+        for path, inside, arrays in _row_arrays(value, n_rows) if self.varying.rules else ():
+            tap = TapName(choice.layer.name, call, (*path, *inside))
+            if choice.takes(tap) and self.varying.rule(tap, choice.layer.type) is not None:
+                rows |= {(*path, i, *inside) for i in range(n_rows)}
+                self._listed[tap] = path, inside
+                found[tap] = [_of_kind(tap, array, arrays[0]).copy() for array in arrays]
         for path, leaf in flatten(value, _is_array):
             tap = TapName(choice.layer.name, call, path)
             if tap in found:
                 raise CaptureError(f"two arrays are called {tap}; give them different keys")
-            if choice.takes(tap):
+            if path not in rows and choice.takes(tap):
                 found[tap] = _storable(tap, _to_numpy(leaf), n_rows).copy()
         return found
 
@@ -192,7 +231,7 @@ class ArraysSession(Session):
         for i, tap in enumerate(self._taps):
             if tap.layer == name and tap.call == call:
                 try:
-                    leaf = follow(value, tap.path)
+                    leaf = self._follow(value, (), tap)
                 except (LookupError, TypeError):
                     continue
                 self._copy(i, leaf, n_rows, pieces)
@@ -201,24 +240,49 @@ class ArraysSession(Session):
 
     def _find(self, output: dict[Any, Any], tap: TapName) -> Any:
         try:
-            return follow(output, (tap.layer, *tap.path))
+            return self._follow(output, (tap.layer,), tap)
         except (LookupError, TypeError):
             raise CaptureError(f"the function returned no {tap} this time") from None
 
+    def _follow(self, value: Any, before: Path, tap: TapName) -> Any:
+        path, inside = self._listed.get(tap, (tap.path, None))
+        found = follow(value, (*before, *path))
+        return found if inside is None else [follow(row, inside) for row in found]
+
     def _copy(self, i: int, value: Any, n_rows: int, pieces: Sequence[Piece]) -> None:
         assert self._layout is not None
+        form = self._forms[i] if self._forms else None
+        if form is not None and form.rule is not None:
+            self._put(form, self._layout.numbers[i], value, n_rows, pieces)
+            return
         array = _to_numpy(value)
-        expected = (n_rows, *self._shapes[i])
+        expected, bound = (n_rows, *self._shapes[i]), self._reductions[i] if self._reductions else None
         if array.shape != expected:
-            raise CaptureError(
-                f"{self._taps[i]} has shape {array.shape}; {expected} follows from the first batch. "
-                "A tap keeps the shape of its rows: give inputs of one size"
-            )
-        parts = apply(self._reductions[i][0], array, self._reductions[i][1]) if self._reductions else (array,)
+            alike = form is not None and array.shape[:1] == (n_rows,)
+            bound = form.bound_to(array.shape[1:]) if form is not None and alike else None
+            if bound is None:
+                raise CaptureError(
+                    f"{self._taps[i]} has shape {array.shape}; {expected} follows from the first batch. "
+                    + ways(str(self._taps[i]), array.shape[1:], self._shapes[i])
+                )
+        parts = (array,) if bound is None else apply(bound[0], array, bound[1], self._mask)
         for piece in pieces:
             for number, part in zip(self._layout.numbers[i], parts, strict=True):
                 view = array_view(self._layout, number, piece.slab.memory)
                 np.copyto(view[piece.rows], part[piece.batch], casting="unsafe")
+
+    def _put(
+        self, form: Form, numbers: Sequence[int], value: Any, n_rows: int, pieces: Sequence[Piece]
+    ) -> None:
+        """Put rows that may differ in shape from those of other batches where they belong."""
+        assert self._layout is not None
+        given = [_to_numpy(row) for row in value] if isinstance(value, list) else _to_numpy(value)
+        if len(given) != n_rows:
+            raise CaptureError(f"{form.name} has {len(given)} rows this time, and the batch has {n_rows}")
+        for piece in pieces:
+            views = [array_view(self._layout, number, piece.slab.memory) for number in numbers]
+            mask = None if self._mask is None else self._mask[piece.batch]
+            put_rows(form, views, piece.start, piece.row, given[piece.batch], mask)
 
 
 class _Heard:
@@ -227,7 +291,7 @@ class _Heard:
     def __init__(self, session: ArraysSession) -> None:
         self._session = session
         self.layers: list[Layer] = []
-        self.learned: dict[TapName, Values] = {}
+        self.learned: dict[TapName, Given] = {}
         self._fired: set[TapName] = set()
         self._calls: dict[str, int] = {}
         self._n_rows = 0
@@ -294,6 +358,32 @@ def _surveyed(layer: Layer, values: Sequence[Any]) -> Surveyed:
         for array in [_to_numpy(leaf)]
     )
     return Surveyed(layer, len(values), outputs)
+
+
+def _shape_of(given: Given) -> tuple[int, ...]:
+    """Return the shape of a row; of rows that differ, the greatest size of each axis."""
+    if isinstance(given, np.ndarray):
+        return given.shape[1:]
+    return tuple(map(max, *(row.shape for row in given), given[0].shape))
+
+
+def _row_arrays(value: Any, n_rows: int) -> list[tuple[Path, Path, list[Values]]]:
+    """Return the arrays inside lists with one entry a row: the list's path, the path inside, one a row."""
+    found = []
+    for path, items in lists_of_rows(value, n_rows):
+        for inside, _ in flatten(items[0], _is_array):
+            try:
+                found.append((path, inside, [_to_numpy(follow(item, inside)) for item in items]))
+            except (LookupError, TypeError):
+                continue
+    return found
+
+
+def _of_kind(tap: TapName, array: Values, first: Values) -> Values:
+    if (array.dtype, array.ndim) != (first.dtype, first.ndim):
+        raise CaptureError(f"{tap} has rows of different types or numbers of axes")
+    stored: Values = _storable(tap, array[None], 1)[0]
+    return stored
 
 
 def _storable(tap: TapName, array: Values, n_rows: int) -> Values:

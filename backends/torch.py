@@ -36,12 +36,14 @@ from ..capture.dtypes import DType, named_dtype
 from ..capture.errors import CaptureError, DataError, PlanError
 from ..capture.layout import Layout
 from ..capture.pipeline import Memory, Piece, Slab
+from ..capture.ragged import Form, ways
 from ..capture.reduce import Chain, Rows
 from ..capture.score import Score
 from ..capture.taps import (
     ROOT,
     Choice,
     Layer,
+    Path,
     Pattern,
     Patterns,
     TapName,
@@ -64,6 +66,7 @@ from .torch_hooks import (
     hook_of,
     tensors_in,
 )
+from .torch_ragged import Given, Masks, check_rows, put, row_tensors, shape_of
 from .torch_reduce import Reducer
 from .torch_refusals import (
     UNSEEN,
@@ -78,6 +81,9 @@ from .torch_slabs import DEVICES, TORCH_DTYPES, Device, DeviceSlabs, HostSlabs, 
 from .torch_survey import Survey
 
 is_compiling = torch.compiler.is_compiling
+
+#: By this, compiled code says the mask of a batch.
+_MASK = ":mask:"
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -200,7 +206,13 @@ class TorchSession(Session):
         self._handles: list[Handle] = []
         self._order = Order()
         self._sink: Sink | None = None
-        self._kept: dict[TapName, Tensor] = {}
+        self._kept: dict[TapName, Given] = {}
+        #: Of taps that are a list with one tensor for each row, the paths of the list and inside an entry.
+        self._listed: dict[TapName, tuple[Path, Path]] = {}
+        self._forms: Sequence[Form] = ()
+        self._masks: Masks | None = None
+        self._mask: Tensor | None = None
+        self._minds_mask = False
         self._seen: list[TapName] = []
         self._names: list[TapName] = []
         self._shapes: list[torch.Size] = []
@@ -228,6 +240,7 @@ class TorchSession(Session):
         """Register all hooks, or none and raise."""
         self._sink = sink
         self._device = _device_of(self.model)
+        self._masks = Masks(self._root, self.varying.mask)
         self.number = compiled.open_recording(self)
         try:
             layers = (hook.choice.layer.module for hook in self._hooks)
@@ -260,6 +273,7 @@ class TorchSession(Session):
         self.copies = self._whole = None
         self.learning = False
         self._of_step = (None, None, False)
+        self._mask = None
 
     def forward(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module on a batch, moved to where its parameters are."""
@@ -298,9 +312,19 @@ class TorchSession(Session):
 
     def learn(self, hook: Hook, call: int, value: Any) -> None:
         """Keep copies of what a hook was given in the first step."""
+        layer, kind = hook.choice.layer, hook.choice.kind
+        rows: set[Path] = set()
+        for path, inside, tensors in row_tensors(value, self._n_rows) if self.varying.rules else ():
+            tap = TapName(layer.name, call, (*path, *inside), kind)
+            if hook.choice.takes(tap) and self.varying.rule(tap, layer.type) is not None:
+                check_rows(tap, tensors, self._n_rows, bare=not inside)
+                rows |= {(*path, i, *inside) for i in range(len(tensors))}
+                self._seen.append(tap)
+                self._listed[tap] = path, inside
+                self._kept[tap] = [tensor.detach().clone() for tensor in tensors]
         for path, tensor in tensors_in(value):
-            tap = TapName(hook.choice.layer.name, call, path, hook.choice.kind)
-            if self.see(hook, tap, tensor):
+            tap = TapName(layer.name, call, path, kind)
+            if path not in rows and self.see(hook, tap, tensor):
                 self._keep(tap, tensor)
 
     def see(self, hook: Hook, tap: TapName, tensor: Tensor) -> bool:
@@ -382,17 +406,26 @@ class TorchSession(Session):
                     )
             hook.calls = [[] for _ in range(max(tap.call for tap in taps))]
             for tap in taps:
-                tensor = self._kept[tap]
-                hook.calls[tap.call - 1].append(Tap(len(found), tap.path, tap in self._quantized))
-                dtype = _numpy_dtype(tensor.dtype)
+                given = self._kept[tap]
+                path, inside = self._listed.get(tap, (tap.path, None))
+                hook.calls[tap.call - 1].append(Tap(len(found), path, tap in self._quantized, inside))
+                dtype = _numpy_dtype((given if isinstance(given, Tensor) else given[0]).dtype)
                 aliases = tuple(str(replace(tap, layer=alias)) for alias in layer.aliases)
-                found.append(Learned(tap, layer.type, tuple(tensor.shape[1:]), dtype, aliases))
+                found.append(Learned(tap, layer.type, shape_of(given), dtype, aliases))
         self._names = [learned.tap for learned in found]
         return found
 
     def sample(self, i: int) -> NDArray[Any]:
         """Return tap `i` of the first step."""
-        return _to_numpy(self._kept[self._names[i]])
+        given = self._kept[self._names[i]]
+        return _to_numpy(given if isinstance(given, Tensor) else given[0][None])
+
+    def fit(self, forms: Sequence[Form]) -> None:
+        """Know how the rows of each tap may vary."""
+        self._forms = forms
+        self._minds_mask = any(form.minds_mask for form in forms)
+        if self._minds_mask and self._masks is not None:
+            self._mask = self._masks.checked(self._mask, self._n_rows)
 
     def reduce(self, reductions: Sequence[tuple[Chain, Rows]]) -> None:
         """Make ready what the hooks reduce by."""
@@ -401,15 +434,20 @@ class TorchSession(Session):
 
     def reduced(self, i: int, chain: Chain, rows: Rows) -> tuple[NDArray[Any], ...]:
         """Return what `chain` makes of tap `i` of the first step, by the hooks' own way."""
-        return tuple(map(_to_numpy, Reducer(chain, rows).stored(self._kept[self._names[i]])))
+        given = self._kept[self._names[i]]
+        assert isinstance(given, Tensor), "rows that vary are not reduced"
+        return tuple(map(_to_numpy, Reducer(chain, rows).stored(given, self._mask)))
 
     def prepare(self, layout: Layout, memory: Memory, slabs: Sequence[Slab]) -> None:
         """Make views into the slabs, or into device memory and page-lock the slabs."""
-        self._memory = prepare(layout, memory, slabs, self._kept.values())
-        self._shapes = [self._kept[name].shape[1:] for name in self._names]
+        kept = [self._kept[name] for name in self._names]
+        tensors = chain.from_iterable([given] if isinstance(given, Tensor) else given for given in kept)
+        self._memory = prepare(layout, memory, slabs, tensors)
+        self._shapes = [torch.Size(shape_of(given)) for given in kept]
         self._sizes = [torch.Size((layout.step_rows, *shape)) for shape in self._shapes]
         self._numbers = layout.numbers
         self._reducers = self._reducers or [None] * len(self._names)
+        self._others: dict[tuple[int, torch.Size], Reducer] = {}
 
     def replay(self, pieces: Sequence[Piece]) -> None:
         """Copy what the first step kept."""
@@ -456,21 +494,50 @@ class TorchSession(Session):
         """
         index = tap.index
         whole, reducer = self._whole, self._reducers[index]
-        if whole is not None and isinstance(tensor, Tensor) and tensor.shape == self._sizes[index]:
+        if self._forms and self._forms[index].rule is not None:
+            self._put(tap, tensor)
+        elif whole is not None and isinstance(tensor, Tensor) and tensor.shape == self._sizes[index]:
             tensor = tensor.detach() if tensor.requires_grad else tensor
             if reducer is None:
                 whole[index].copy_(tensor)
             else:
-                reducer.into([whole[number] for number in self._numbers[index]], tensor)
+                reducer.into([whole[number] for number in self._numbers[index]], tensor, self._mask)
         else:
-            self._check_shape(tap, tensor)
+            reducer = self._reducer_for(tap, tensor)
             tensor = tensor.detach()
             # Reduced as a whole: what lies in which slab must not show in the values.
-            parts = (tensor,) if reducer is None else reducer.made(tensor)
+            parts = (tensor,) if reducer is None else reducer.made(tensor, self._mask)
             for views, piece in self.copies or ():
                 for number, part in zip(self._numbers[index], parts, strict=True):
                     views[number][piece.rows].copy_(part[piece.batch])
         tap.step = self.step
+
+    def _put(self, tap: Tap, given: Any) -> None:
+        """Put rows that may differ in shape from those of other batches where they belong."""
+        name, numbers = self._names[tap.index], self._numbers[tap.index]
+        if not isinstance(given, Tensor | list):
+            raise CaptureError(f"{name} is a {type(given).__name__} this time, not a tensor")
+        if len(given) != self._n_rows:
+            raise CaptureError(f"{name} has {len(given)} rows this time, and the batch has {self._n_rows}")
+        for views, piece in self.copies or ():
+            put(self._forms[tap.index], [views[number] for number in numbers], piece, given, self._mask)
+
+    def _reducer_for(self, tap: Tap, tensor: Any) -> Reducer | None:
+        """Return what reduces a batch, of another shape than the first one's perhaps.
+
+        Raises:
+            CaptureError: its rows do not come to what the first ones did.
+        """
+        index = tap.index
+        if isinstance(tensor, Tensor) and len(tensor) == self._n_rows and self._forms:
+            if tensor.shape[1:] != self._shapes[index] and (index, tensor.shape[1:]) not in self._others:
+                bound = self._forms[index].bound_to(tuple(tensor.shape[1:]))
+                if bound is not None:
+                    self._others[index, tensor.shape[1:]] = Reducer(*bound)
+            if (reducer := self._others.get((index, tensor.shape[1:]))) is not None:
+                return reducer
+        self._check_shape(tap, tensor)
+        return self._reducers[index]
 
     def find(self, output: Any, tap: Tap) -> Any:
         """Return the part of `output` that `tap` names.
@@ -479,7 +546,8 @@ class TorchSession(Session):
             CaptureError: it is not there this time.
         """
         try:
-            return follow(output, tap.path)
+            found = follow(output, tap.path)
+            return found if tap.inside is None else [follow(row, tap.inside) for row in found]
         except (LookupError, TypeError):
             raise CaptureError(
                 f"{self._names[tap.index]} is not in the output this time; every forward must give it"
@@ -488,10 +556,28 @@ class TorchSession(Session):
     def _pre_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         n_rows = _batch_rows((*args, *kwargs.values()))
         check_no_replica(module)
+        assert self._masks is not None
+        mask = self._masks.among(args, kwargs)
         if is_compiling():
             compiled.trace_begin(self.number, n_rows)
+            if mask is not None:
+                compiled.trace_tap(self.number, _MASK, mask)
         else:
             self.begin(n_rows)
+            self._take_mask(mask)
+
+    def _take_mask(self, mask: Tensor | None) -> None:
+        """Know which tokens of the step are the rows' own, where that matters.
+
+        Raises:
+            CaptureError: the mask does not say so.
+        """
+        assert self._masks is not None
+        if self.learning:
+            self._mask = None if mask is None else mask.detach().clone()
+            self.n_tokens = mask.shape[1] if mask is not None and mask.ndim == 2 else None
+        elif self.copies is not None and self._minds_mask:
+            self._mask = self._masks.checked(mask, self._n_rows)
 
     def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
         if is_compiling():
@@ -520,6 +606,7 @@ class TorchSession(Session):
             )
         pieces = self._sink.begin(n_rows)  # finishes the step before, which has rows of its own
         self._n_rows = n_rows
+        self._mask = None
         self.step += 1
         for hook in self._hooks:
             hook.call = 0
@@ -534,7 +621,9 @@ class TorchSession(Session):
 
     def fire(self, place: str, value: Any) -> None:
         """Take what a hook in compiled code was given."""
-        if place.startswith(Listener.MARK):
+        if place == _MASK:
+            self._take_mask(value)
+        elif place.startswith(Listener.MARK):
             if self.copies is not None or self.learning:
                 for heard in self.listener.hooks(place.removeprefix(Listener.MARK)):
                     heard.fired(value)
@@ -600,7 +689,7 @@ class TorchSession(Session):
         if tensor.shape[1:] != self._shapes[tap.index] or tensor.shape[0] != self._n_rows:
             raise CaptureError(
                 f"{name} has shape {tuple(tensor.shape)}; {(self._n_rows, *self._shapes[tap.index])} follows "
-                "from the first batch. A tap keeps the shape of its rows: give inputs of one size"
+                f"from the first batch. {ways(str(name), tuple(tensor.shape[1:]), self._shapes[tap.index])}"
             )
 
     def _mover(self) -> Callable[[Any], Any]:
@@ -609,6 +698,8 @@ class TorchSession(Session):
         device = anything.device if anything is not None else torch.device("cpu")
 
         def move(value: Any) -> Any:
+            if isinstance(value, list):  # of pictures that differ in size
+                return list(map(move, value))
             if isinstance(value, np.ndarray):
                 value = np.require(value, value.dtype.newbyteorder("="), ["W"])
                 value = torch.from_numpy(value)

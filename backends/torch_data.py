@@ -26,17 +26,19 @@ class TorchSource(SampleSource):
     """A torch `Dataset` of tensors, PIL images or dicts."""
 
     def stack(self, values: Sequence[Any]) -> Any:
-        """Stack to one tensor.
+        """Stack to one tensor; where rows may differ, leave those that do as a list.
 
         Raises:
             DataError: the values differ in shape.
         """
         tensors = [torch.as_tensor(value) for value in values]
         shapes = {tuple(tensor.shape) for tensor in tensors}
+        if len(shapes) > 1 and self.lists:
+            return tensors
         if len(shapes) > 1:
             raise DataError(
                 f"the inputs of one batch differ in shape: {', '.join(map(str, sorted(shapes)))}; "
-                "resize or pad them in the data set's transform"
+                "resize or pad them in the data set's transform, or keep them so with ragged= or pad="
             )
         return torch.stack(tensors)
 

@@ -56,10 +56,12 @@ class Handle(Protocol):
 class Tap:
     """Where one tensor of one call goes."""
 
-    __slots__ = ("dequantized", "index", "path", "step")
+    __slots__ = ("dequantized", "index", "inside", "path", "step")
 
-    def __init__(self, index: int, path: Path, dequantized: bool = False) -> None:
+    def __init__(self, index: int, path: Path, dequantized: bool = False, inside: Path | None = None) -> None:
         self.index, self.path, self.step, self.dequantized = index, path, -1, dequantized
+        #: Where `path` leads to a list with one entry a row: where in each entry its tensor is; else None.
+        self.inside = inside
 
 
 class Hook:
@@ -102,7 +104,7 @@ class Hook:
                 session.learn(self, call + 1, value)
             return
         for tap in self.calls[call] if call < len(self.calls) else self.taps_of(call):
-            tensor = value if not tap.path else session.find(value, tap)
+            tensor = value if not tap.path and tap.inside is None else session.find(value, tap)
             if tap.dequantized:
                 tensor = tensor.dequantize()
             session.copy(tap, tensor)

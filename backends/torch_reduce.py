@@ -40,7 +40,7 @@ from ..capture.reduce import (
     Tokens,
     TopK,
 )
-from ..capture.reduce_arrays import check_own, windows
+from ..capture.reduce_arrays import check_own, check_tokens, windows
 from .torch_slabs import TORCH_DTYPES
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -70,36 +70,40 @@ class Reducer:
         """Whether a copy into the tap's view does all that there is to do."""
         return not self._operations
 
-    def into(self, views: Sequence[Tensor], tensor: Tensor) -> None:
+    def into(self, views: Sequence[Tensor], tensor: Tensor, mask: Tensor | None = None) -> None:
         """Write what is made of the batch `tensor` to `views`: the values, then the further parts.
 
         Raises:
-            CaptureError: an own function gave something else than in the first batch.
+            CaptureError: an own function gave something else than in the first batch; a mask does not fit.
         """
         view = views[0]
         with _precisely(tensor):
-            values, *extras = self._run(tensor, view if _takes(view, tensor) else None)
+            values, *extras = self._run(tensor, view if _takes(view, tensor) else None, mask)
             if values is not view:
                 view.copy_(values)
             for part, more in zip(views[1:], extras, strict=True):
                 part.copy_(more)
 
-    def stored(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def stored(self, tensor: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the parts by themselves, as they will be stored."""
-        values, *extras = self.made(tensor)
+        values, *extras = self.made(tensor, mask)
         dtype = self._types[-1] if self._types else None
         return (values if dtype is None else values.to(dtype), *extras)
 
-    def made(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def made(self, tensor: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the parts by themselves, the values before a cast that the copy would do."""
         with _precisely(tensor):
-            return self._run(tensor, None)
+            return self._run(tensor, None, mask)
 
-    def _run(self, tensor: Tensor, out: Tensor | None) -> tuple[Tensor, ...]:
+    def _run(self, tensor: Tensor, out: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:
         extras: list[Tensor] = []
         for i, (operation, dtype) in enumerate(zip(self._operations, self._types, strict=False)):
             last = i == len(self._types) - 1
-            tensor, *more = operation(tensor, out if i == len(self._operations) - 1 else None)
+            into = out if i == len(self._operations) - 1 else None
+            if mask is not None and isinstance(operation, _Tokens):
+                tensor, *more = operation.masked(tensor, mask)
+            else:
+                tensor, *more = operation(tensor, into)
             if dtype is not None and not (last and out is not None):
                 tensor = tensor.to(dtype)
             extras += more
@@ -327,14 +331,40 @@ def _project(step: Any, rows: Rows) -> _Operation:
     return project
 
 
-def _tokens(step: Any, rows: Rows) -> _Operation:
-    axis = 1 + step.axis(rows)
-    if step.which != "mean":
-        i = 0 if step.which == "first" else -1
-        return lambda x, out: (x.select(axis, i),)
-    dtype = _dtype(step, rows)
-    shape = step.after(rows)[VALUES].shape
-    return lambda x, out: (_mean(x, [axis], [1], shape, dtype, out),)
+class _Tokens:
+    """One token of each row, or their mean; by a mask, of the tokens that are the row's own."""
+
+    def __init__(self, step: Any, rows: Rows) -> None:
+        self._which, self._axis = step.which, 1 + step.axis(rows)
+        self._dtype, self._shape = _dtype(step, rows), step.after(rows)[VALUES].shape
+
+    def __call__(self, x: Tensor, out: Tensor | None) -> tuple[Tensor, ...]:
+        if self._which == "mean":
+            return (_mean(x, [self._axis], [1], self._shape, self._dtype, out),)
+        return (x.select(self._axis, 0 if self._which == "first" else -1),)
+
+    def masked(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Return them, of the tokens for which `mask` is true; of rows without any, NaN, or 0 of integers.
+
+        Raises:
+            CaptureError: the mask is one of another number of tokens.
+        """
+        n_tokens = x.shape[self._axis]
+        check_tokens(n_tokens, tuple(mask.shape))
+        own = mask.to(x.device) != 0
+        kept = own.reshape(len(x), *[n_tokens if i == self._axis else 1 for i in range(1, x.ndim)])
+        some = kept.any(self._axis)
+        if self._which == "mean":
+            n_own = kept.sum(self._axis)
+            found = torch.where(kept, _wide(x), 0).sum(self._axis) / n_own
+        else:
+            last = n_tokens - 1 - own.flip(1).int().argmax(1)
+            at = own.int().argmax(1) if self._which == "first" else last
+            index = at.reshape(-1, *[1] * (x.ndim - 1)).expand(
+                *[1 if i == self._axis else n for i, n in enumerate(x.shape)]
+            )
+            found = x.gather(self._axis, index).squeeze(self._axis)
+        return (torch.where(some, found, math.nan if found.is_floating_point() else 0).to(self._dtype),)
 
 
 def _own(step: Any, rows: Rows) -> _Operation:
@@ -375,6 +405,6 @@ _OPERATIONS: dict[type, Callable[[Any, Rows], _Operation]] = {
     TopK: _topk,
     Norm: _norm,
     Projection: _project,
-    Tokens: _tokens,
+    Tokens: _Tokens,
     Own: _own,
 }

@@ -25,6 +25,7 @@ from .dtypes import DType
 from .errors import MissingPackageError, PlanError, SelectionError
 from .layout import Layout
 from .pipeline import Memory, Piece, Slab
+from .ragged import Form, Varying
 from .reduce import Cast, Chain, Rows
 from .reduce_arrays import apply
 from .score import Score, logits_of
@@ -99,6 +100,10 @@ class Session(ABC):
 
     #: How a model can run without its taps, and what to do then, as the end of a sentence; empty: it cannot.
     unseen: str = ""
+    #: What is asked for of taps whose rows differ in shape; set before `attach`.
+    varying: Varying = Varying()
+    #: Tokens of the first step's mask; None where it had none.
+    n_tokens: int | None = None
     #: Whether gradients are among the taps.
     gradients: bool = False
 
@@ -147,6 +152,17 @@ class Session(ABC):
         for chain, _ in reductions:
             if not all(isinstance(step, Cast) for step in chain.steps):
                 raise PlanError(f"{type(self).__name__} only casts: it cannot do {chain}")
+
+    def fit(self, forms: Sequence[Form]) -> None:
+        """Know how the rows of each tap may vary from now on; called once, before `prepare`.
+
+        Raises:
+            PlanError: some may, and this backend takes rows of one shape alone.
+        """
+        if any(form.rule is not None for form in forms):
+            raise PlanError(
+                f"{type(self).__name__} takes rows of one shape alone: leave out ragged= and pad="
+            )
 
     def reduced(self, i: int, chain: Chain, rows: Rows) -> tuple[NDArray[Any], ...]:
         """Return what `chain` makes of some rows of tap `i` of the first step: values, then further parts."""

@@ -164,6 +164,10 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
     multiple=True,
     help="Keep less: pool:7, int8, 'channels:stride=4|pool:7|float16', 'layer4=topk:9'; see below.",
 )
+@click.option("--ragged", multiple=True, help="PATTERN:SIZE: rows that vary in shape, each in its own.")
+@click.option("--pad", multiple=True, help="PATTERN:SIZE[,VALUE]: rows that vary in shape, in one size.")
+@click.option("--mask", default="attention_mask", show_default=True, help="The model's mask, or none.")
+@click.option("--tokens", type=click.Choice(("last", "first", "mean")), help="As --reduce tokens:...")
 @click.option("--dtype", help="Cast floating-point values: float16, bfloat16, float32, float8_e4m3fn, ...")
 @click.option("--codec", default="none", show_default=True, help="none, lz4 (bit-shuffled), zstd.")
 @click.option("--stats", help="Statistics to compute: cheap, all, or names: pooled,top:16,histogram,gram.")
@@ -185,6 +189,10 @@ def capture(
     batch_size: int,
     score: str | None,
     reductions: tuple[str, ...],
+    ragged: tuple[str, ...],
+    pad: tuple[str, ...],
+    mask: str,
+    tokens: str | None,
     dtype: str | None,
     codec: str,
     stats: str | None,
@@ -223,6 +231,10 @@ def capture(
     tokens:first  tokens:last  tokens:mean    of a sequence
     float16  bfloat16  float8_e4m3fn  float8_e5m2  int8
     file.py:function                          your own, from a batch to a batch
+
+    Rows that differ in shape are kept with --ragged 'encoder.*:512', each in its own shape, or with --pad, in
+    one; SIZE is the greatest that comes, for each axis that varies (224x320) or for every axis of a row
+    (12x128x128). --mask names the argument of the model that says which tokens are a row's own.
     """
     from .backend import backend_for
     from .record import record_dataset
@@ -241,7 +253,10 @@ def capture(
         "batch_size": batch_size,
         "workers": workers,
         "score": None if score is None else read_score(score),
-        "reduce": reductions or None,
+        "reduce": (*([f"tokens:{tokens}"] if tokens else ()), *reductions) or None,
+        "ragged": ragged or None,
+        "pad": pad or None,
+        "mask": None if mask == "none" else mask,
         "dtype": dtype,
         "codec": codec,
         "memory": memory,
@@ -328,7 +343,13 @@ def info(store: str, as_json: bool, statistics: bool) -> None:
     click.echo(
         _tap_table(
             [
-                (t.name, t.type, t.raw.shape[1:], t.raw.dtype, run.info["taps"][i]["codec"])
+                (
+                    t.name,
+                    f"{t.type}, ragged" if t.is_ragged else t.type,
+                    t.bound if t.is_ragged else t.raw.shape[1:],
+                    t.raw.dtype,
+                    run.info["taps"][i]["codec"],
+                )
                 for i, t in enumerate(run.taps.values())
             ]
         )
@@ -478,7 +499,10 @@ def _announce(store: str, manifest: Any, n_done: int, memory: str) -> None:
 
     layout = manifest.layout
     about = manifest.facts["taps"]
-    rows = [(t.name, about[t.name]["type"], t.shape, t.dtype, t.codec) for t in layout.taps]
+    rows = [
+        (t.name, about[t.name]["type"] + (", ragged" if t.is_ragged else ""), t.shape, t.dtype, t.codec)
+        for t in layout.taps
+    ]
     click.echo(_tap_table(rows), err=True)
     click.echo(err=True)
     if n_done == manifest.n_rows:
@@ -486,7 +510,7 @@ def _announce(store: str, manifest: Any, n_done: int, memory: str) -> None:
         return
     total, free = store_bytes(layout, manifest.n_rows), place_of(store).free_bytes()
     room = "" if free is None else f"; {show_bytes(free)} free"
-    most = "up to " if any(tap.codec != "none" for tap in layout.taps) else ""
+    most = "up to " if any(tap.codec != "none" or tap.is_ragged for tap in layout.taps) else ""
     click.echo(
         f"{manifest.n_rows:,} rows: writes {most}{show_bytes(total)}{room}. "
         f"Blocks of {layout.block_rows} rows ({show_bytes(layout.block_bytes)}) in {memory} of memory.",

@@ -97,6 +97,11 @@ class Preprocess:
             values /= self._channels("std", values.shape[1])
         return values
 
+    def each(self, pictures: Sequence[Pictures]) -> Any:
+        """Do so to pictures (height, width, channels) of any size: a list of them where they differ."""
+        inputs = [self(picture[None])[0] for picture in pictures]
+        return inputs if _differ(inputs) else np.stack(inputs)
+
     def pictures(self, inputs: Values) -> Pictures | None:
         """Undo it: inputs of a model to uint8 pictures (rows, height, width, 1 or 3).
 
@@ -140,6 +145,8 @@ class Source(ABC):
     """Class names by label."""
     preprocess: Preprocess = Preprocess()
     """How pictures become inputs."""
+    lists: bool = False
+    """Whether inputs that differ in shape are a batch too: a list of them."""
     default_workers: int = 0
     """Threads that load batches where the user says nothing."""
 
@@ -217,6 +224,11 @@ class PictureFolder(Source):
         """
         names = [self.ids[row] for row in rows]
         decoded = [self._decode(name) for name in names]
+        columns: dict[str, Any] = {"id": names}
+        if self._labels:
+            columns["label"] = np.array([self._labels[n.partition("/")[0]] for n in names], np.int64)
+        if self.lists:
+            return Batch(rows, (self.preprocess.each(decoded),), columns=columns)
         for name, picture in zip(names, decoded, strict=True):
             if picture.shape != decoded[0].shape:
                 (h, w), (h0, w0) = picture.shape[:2], decoded[0].shape[:2]
@@ -225,9 +237,7 @@ class PictureFolder(Source):
                     "to all (--resize 224, or Preprocess(resize=224))"
                 )
         pictures = np.stack(decoded)
-        columns: dict[str, Any] = {"id": names, "picture": pictures}
-        if self._labels:
-            columns["label"] = np.array([self._labels[n.partition("/")[0]] for n in names], np.int64)
+        columns = {"id": names, "picture": pictures} | columns
         return Batch(rows, (self.preprocess(pictures),), columns=columns)
 
     def fingerprint(self) -> str:
@@ -416,11 +426,14 @@ class SampleSource(Source):
         if not inputs:
             return Batch(rows, (), kwargs, columns)
         if hasattr(inputs[0], "convert"):
-            pictures = _stacked([np.asarray(_resized(_rgb(i), self.preprocess)) for i in inputs])
+            decoded = [np.asarray(_resized(_rgb(i), self.preprocess)) for i in inputs]
+            if self.lists:
+                return Batch(rows, (self.preprocess.each(decoded),), kwargs, columns)
+            pictures = _stacked(decoded)
             columns["picture"] = pictures
             return Batch(rows, (self.preprocess(pictures),), kwargs, columns)
         stacked = self.stack(inputs)
-        if (made := self.preprocess.pictures(np.asarray(stacked))) is not None:
+        if not self.lists and (made := self.preprocess.pictures(np.asarray(stacked))) is not None:
             columns["picture"] = made
         return Batch(rows, (stacked,), kwargs, columns)
 
@@ -430,7 +443,8 @@ class SampleSource(Source):
         Raises:
             DataError: they differ in shape.
         """
-        return _stacked([np.asarray(value) for value in values])
+        arrays = [np.asarray(value) for value in values]
+        return arrays if self.lists and _differ(arrays) else _stacked(arrays)
 
 
 def as_source(data: Any, preprocess: Preprocess | None = None) -> Source:
@@ -488,6 +502,10 @@ def _rows_crc(array: Values) -> int:
         for start, stop in looks:
             crc = crc32c(np.ascontiguousarray(data[:, start:stop]).reshape(-1).data, crc)
     return crc
+
+
+def _differ(arrays: Sequence[Any]) -> bool:
+    return len({tuple(array.shape) for array in arrays}) > 1
 
 
 def _stacked(arrays: Sequence[Values]) -> Values:

@@ -34,6 +34,7 @@ from .plan import (
     plan_taps,
     slots_of,
 )
+from .ragged import Padded, Ragged, varying
 from .record import source_of
 from .recorder import Facts, column_specs, tried
 from .reduce import Reductions
@@ -186,6 +187,9 @@ def plan(
     workers: int | None = None,
     score: Score | None = None,
     reduce: Reductions = None,
+    ragged: Ragged = None,
+    pad: Padded = None,
+    mask: str | None = "attention_mask",
     dtype: str | None = None,
     codec: str = "none",
     memory: str | int = DEFAULT_MEMORY,
@@ -208,6 +212,9 @@ def plan(
         workers: likewise.
         score: likewise.
         reduce: likewise.
+        ragged: likewise.
+        pad: likewise.
+        mask: likewise.
         dtype: likewise.
         codec: likewise.
         memory: likewise.
@@ -227,9 +234,11 @@ def plan(
     batch_size = min(batch_size, source.n_rows)
     if not is_fitted(reduce):
         reduce = fitted(reduce, chosen, model, source, layers, batch_size, score=score)
-    settings = Settings(dtype, codec, memory, writers, place.upload_bytes, reduce=reduce)
+    source.lists = bool(ragged or pad)
+    how = varying(ragged, pad, mask)
+    settings = Settings(dtype, codec, memory, writers, place.upload_bytes, reduce=reduce, varying=how)
     n_workers = source.default_workers if workers is None else workers
-    with rehearsing(chosen, model, layers, score) as rehearsal:
+    with rehearsing(chosen, model, layers, score, how) as rehearsal:
         return _measure(rehearsal, source, place, batch_size, settings, n_workers)
 
 
@@ -244,7 +253,7 @@ def _measure(
     loaded, load_s = _loaded(source, batch_size)
     session = rehearsal.session
     learned = rehearsal.learn(loaded[0])
-    taps = plan_taps(learned, settings, partial(tried, session))
+    taps = plan_taps(learned, settings, partial(tried, session), session.n_tokens)
     columns = column_specs(loaded[0].columns, session, Facts(text_bytes=source.text_bytes()))
     kept = sum(tap.row_bytes for tap in learned)
     layout, n_slots, problem = _layout(taps, columns, batch_size, source.n_rows, settings, kept)
@@ -356,6 +365,8 @@ def _probe(samples: Sequence[NDArray[Any]]) -> bytes:
 
 
 def _tap(tap: PlannedTap, sizes: Sequence[float], numbers: Sequence[int]) -> TapForecast:
+    # Of a ragged tap, what the first batch's rows take of their room.
+    share = tap.made_bytes / tap.values.row_bytes if tap.values.is_ragged else 1.0
     return TapForecast(
         tap.learned.name,
         tap.learned.type,
@@ -367,5 +378,5 @@ def _tap(tap: PlannedTap, sizes: Sequence[float], numbers: Sequence[int]) -> Tap
         tap.chain.said(tap.rows),
         tap.learned.row_bytes,
         sum(array.row_bytes for array in (tap.values, *tap.parts)),
-        sum(sizes[number] for number in numbers),
+        sizes[numbers[0]] * share + sum(sizes[number] for number in numbers[1:]),
     )

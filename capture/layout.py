@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Bytes of an inner chunk are kept near this: small reads, few checksums.
 CHUNK_BYTES = 512 * 1024
 
+#: Name of the array that says where each row of a ragged tap begins, and its shape; see `ragged`.
+EXTENTS = "extents"
+
 #: Arrays start at multiples of this inside a slab: a memory page.
 ALIGNMENT = 4096
 
@@ -48,6 +51,29 @@ class ArraySpec:
     """See `layertap.capture.codecs`."""
     codes: bool = False
     """Whether its int8 values are codes, of which some stand for NaN and infinity."""
+    role: str = ""
+    """`ragged` where rows differ in shape and `shape` is their bound; `padded` where they are filled up to
+    it; `extents` of what says how they lie."""
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether rows lie packed on disk, each in a shape of its own."""
+        return self.role == "ragged"
+
+    @property
+    def is_extents(self) -> bool:
+        """Whether it says where the rows of a ragged array begin, and their shapes."""
+        return self.role == "extents"
+
+    @property
+    def varies(self) -> bool:
+        """Whether the layer gives rows that differ in shape."""
+        return self.role in ("ragged", "padded")
+
+    @property
+    def stored_axes(self) -> int:
+        """Number of axes on disk."""
+        return 1 if self.is_ragged else len(self.dims)
 
     @property
     def group(self) -> str:
@@ -104,6 +130,10 @@ class Layout:
         for i, part in enumerate(self.parts, start=len(self.taps)):
             found[part.group].append(i)
         return tuple(map(tuple, found.values()))
+
+    def numbers_of(self, tap: ArraySpec) -> tuple[int, ...]:
+        """Return the places among `arrays` of a tap's values and of its parts."""
+        return self.numbers[self.taps.index(tap)]
 
     @cached_property
     def row_statistics(self) -> tuple[ArraySpec, ...]:

@@ -33,6 +33,7 @@ from .files import MOST_OPEN, STAGING_BYTES, stage_by
 from .layout import ArraySpec, Layout
 from .measure import forget_scratch, measure
 from .place import NewFile, Place
+from .ragged import as_written
 from .shard import ShardRecord, write_shard
 from .stages import Laps
 from .stages import Stages as Stages
@@ -61,6 +62,8 @@ class Piece:
     """First row inside the slab."""
     batch: slice
     """The rows of the batch."""
+    row: int = 0
+    """Which row of the data set the first of them is."""
 
     @property
     def rows(self) -> slice:
@@ -147,7 +150,7 @@ class Pipeline:
             n = min(row + n_rows - at, step - within % step)
             if block in slots:
                 slab = slots[block].slabs[within // step]
-                pieces.append(Piece(slab, within % step, slice(at - row, at - row + n)))
+                pieces.append(Piece(slab, within % step, slice(at - row, at - row + n), at))
             at += n
         return pieces
 
@@ -302,11 +305,12 @@ class Pipeline:
     def _write_array(self, slot: _Slot, array: ArraySpec, laps: Laps) -> None:
         layout, n_rows = self.layout.shard(array, slot.n_rows)
         if layout is self.layout:
-            slabs = [slab.memory.data.toreadonly() for slab in slot.slabs]
+            slabs = [slab.memory for slab in slot.slabs]
         else:
-            slabs = [piece.view(np.uint8).data for piece in slot.entries.reshape(1, -1)]
+            slabs = [piece.view(np.uint8) for piece in slot.entries.reshape(1, -1)]
         new = self.store.new_shard(array, slot.block)
-        record = write_shard(new, array, layout, slabs, n_rows, laps)
+        rows = as_written(array, layout, slabs, n_rows, slot.block)
+        record = write_shard(new, *rows[:4], laps, rows.pieces)
         if len(self.layout.stored) > MOST_OPEN:
             new.settle()
             laps.lap("sync")
@@ -324,6 +328,11 @@ class Pipeline:
             if self.layout.statistics is not None:
                 stages.measured_bytes += slot.n_rows * sum(tap.row_bytes for tap in self.layout.taps)
             stages.castable_bytes += slot.n_rows * sum(map(_castable, self.layout.taps)) * self.layout.values
+            for array, record in zip(arrays, records, strict=True):
+                if array.is_ragged:  # what its rows did not need of their room was never there
+                    spare = max(0, slot.n_rows * array.row_bytes - record.n_bytes)
+                    stages.raw_bytes -= spare
+                    stages.castable_bytes -= spare * _castable(array) // array.row_bytes
             self._free.append(slot)
             self._lock.notify_all()
         if self._on_commit is not None:

@@ -9,6 +9,7 @@ Two blocks let the model fill one while the other is written; the third evens ou
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -19,15 +20,15 @@ from typing import TypeAlias
 from .backend import Learned
 from .codecs import check_codec
 from .dtypes import DType, is_float, named_dtype
-from .errors import NoSpaceError, PlanError
+from .errors import CaptureError, NoSpaceError, PlanError
 from .files import MOST_STAGING_BYTES, PAGE, STAGING_BYTES
 from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes, n_cores
 from .measure import scratch_bytes
 from .place import Place
+from .ragged import Form, Rule, Varying, check_pad, extents_spec, is_masked, mask_spec, writer_bytes
 from .reduce import VALUES, Cast, Chain, Int8, Reductions, Rows
 from .reduce_text import choose
-from .shard import buffer_bytes
 from .statistics import Choice, Statistics
 from .taps import distinct_folders
 
@@ -68,6 +69,8 @@ class Settings:
     """How the statistics are laid out, once the taps are known."""
     reduce: Reductions = None
     """What is kept of the taps; see `layertap.capture.reduce`."""
+    varying: Varying = field(default_factory=Varying)
+    """What is asked for of taps whose rows differ in shape."""
 
     @property
     def memory_bytes(self) -> int:
@@ -115,6 +118,13 @@ class PlannedTap:
     """The array of its values."""
     parts: tuple[ArraySpec, ...]
     """The arrays of its further parts."""
+    form: Form
+    """How its rows may vary."""
+
+    @property
+    def made_bytes(self) -> int:
+        """Bytes of the values of a row of the first batch, as they are stored."""
+        return math.prod(self.form.rows.shape) * self.values.dtype.itemsize
 
 
 #: Tries a chain on the first step's values of a tap, by its number: gives shape and type of a row.
@@ -126,8 +136,19 @@ def tap_arrays(learned: Sequence[Learned], settings: Settings) -> list[ArraySpec
     return [tap.values for tap in plan_taps(learned, settings)]
 
 
-def plan_taps(learned: Sequence[Learned], settings: Settings, trial: Trial | None = None) -> list[PlannedTap]:
+def plan_taps(
+    learned: Sequence[Learned],
+    settings: Settings,
+    trial: Trial | None = None,
+    n_tokens: int | None = None,
+) -> list[PlannedTap]:
     """Return how taps are reduced and stored, each in a folder of its own on any file system.
+
+    Args:
+        learned: what the first batch showed.
+        settings: what is asked for.
+        trial: tries a chain whose result is not known beforehand.
+        n_tokens: tokens of the first batch's mask, where it has one.
 
     Raises:
         PlanError: a reduction, cast or codec is unknown or does not fit, a tap is empty, two have one name.
@@ -140,21 +161,32 @@ def plan_taps(learned: Sequence[Learned], settings: Settings, trial: Trial | Non
     if settings.dtype is not None:
         Cast(settings.dtype)
     chains = choose(settings.reduce, [(tap.tap, tap.type) for tap in learned])
+    kinds = [(tap.tap, tap.type) for tap in learned]
+    settings.varying.check_used(kinds)
     folders = distinct_folders(names)
     return [
-        _planned_tap(i, tap, chain, folder, settings, trial)
+        _planned_tap(i, tap, chain, folder, settings, trial, n_tokens)
         for i, (tap, chain, folder) in enumerate(zip(learned, chains, folders, strict=True))
     ]
 
 
 def _planned_tap(
-    i: int, learned: Learned, chain: Chain, folder: str, settings: Settings, trial: Trial | None
+    i: int,
+    learned: Learned,
+    chain: Chain,
+    folder: str,
+    settings: Settings,
+    trial: Trial | None,
+    n_tokens: int | None,
 ) -> PlannedTap:
-    if 0 in learned.shape:
+    rule = settings.varying.rule(learned.tap, learned.type)
+    vary = () if rule is None else rule.axes(len(learned.shape))
+    if 0 in [n for axis, n in enumerate(learned.shape) if axis not in vary]:
         raise PlanError(f"{learned.name} gives no values: the shape of one row is {learned.shape}")
     rows = Rows(learned.shape, dims_of(learned.shape)[1:], learned.dtype)
     if settings.dtype is not None and not any(isinstance(step, Int8) for step in chain.steps):
         chain = chain | Cast(settings.dtype)
+    asked = chain
 
     def probe(tried: Chain) -> Rows:
         if trial is None:
@@ -180,7 +212,35 @@ def _planned_tap(
         )
         for part, form in made.items()
     )
-    return PlannedTap(learned, rows, bound, values, tuple(parts))
+    masked = is_masked(rule, learned.shape, n_tokens)
+    form = Form(learned.name, rows, asked, bound, rule, masked)
+    if rule is not None:
+        values, parts = _varied(values, form, rule)
+    return PlannedTap(learned, rows, bound, values, tuple(parts), form)
+
+
+def _varied(values: ArraySpec, form: Form, rule: Rule) -> tuple[ArraySpec, list[ArraySpec]]:
+    """Return how a tap is stored whose rows vary: with room for the greatest, and what goes with it.
+
+    Raises:
+        PlanError: it is reduced too, or cannot be padded so.
+    """
+    if not all(isinstance(step, Cast) for step in form.chain.steps):
+        raise PlanError(
+            f"{form.name} is asked for with {rule} and reduced by {form.chain}; rows that vary are cast at "
+            "most. Leave out one of the two"
+        )
+    try:
+        form.checked([form.rows.shape], 0)
+    except CaptureError as error:
+        raise PlanError(str(error)) from None
+    room = replace(values, shape=form.shape)
+    if rule.pad is None:
+        room = replace(room, role="ragged")
+        return room, [extents_spec(room)]
+    check_pad(form.name, rule.pad, values.dtype)
+    room = replace(room, role="padded")
+    return room, [mask_spec(room, form.axes)]
 
 
 def dims_of(shape: Sequence[int]) -> tuple[str, ...]:
@@ -400,10 +460,10 @@ def _reserve(
     staging = 0 if settings.upload_bytes else settings.staging_bytes
     # What small blocks would not need; the allocator keeps as much for each thread.
     least = CHUNK_BYTES if settings.codec == "none" else staging + 2 * CHUNK_BYTES
-    buffers = [buffer_bytes(array, step_rows, n_steps, staging) for array in (*taps, *columns)]
+    buffers = [writer_bytes(array, step_rows, n_steps, staging) for array in (*taps, *columns)]
     entries = 0
     if settings.kept is not None:
         entries = 3 * settings.kept.block_bytes  # of as many blocks as are held
-        buffers.append(buffer_bytes(settings.kept.blocks, settings.kept.n_pieces, 1, staging))
+        buffers.append(writer_bytes(settings.kept.blocks, settings.kept.n_pieces, 1, staging))
     writer = settings.upload_bytes + max(least, *buffers) + scratch_bytes(settings.kept, step_rows)
     return first_step + entries + settings.n_writers * writer

@@ -23,6 +23,7 @@ from .dtypes import DType
 from .errors import FormatError, SelectionError, StoreError, closest, why
 from .layout import ArraySpec
 from .place import PathLike, Place, place_of
+from .ragged import MASK, as_stored
 from .reduce import Chain, Int8, Rows
 from .reduce_arrays import dequantized
 from .reduce_text import chain_from_json
@@ -86,7 +87,8 @@ class Run:
         about = self.manifest.facts["taps"]
         #: Tap name -> `Tap`, in the order of the model.
         self.taps: dict[str, Tap] = {
-            tap.name: Tap(self, i, about[tap.name]) for i, tap in enumerate(layout.taps)
+            tap.name: (ragged_tap() if tap.is_ragged else Tap)(self, i, about[tap.name])
+            for i, tap in enumerate(layout.taps)
         }
         self._first_names = {alias: tap.name for tap in self.taps.values() for alias in tap.aliases}
         #: Column name -> `Array`: `id`, `label`, `prediction`, `picture` and the user's own.
@@ -249,7 +251,7 @@ class Run:
         name = shard_path(array, block)
         # An open file stays what it was when another takes its name, whose record may be equal.
         stamp = self.place.stamp(name) if self.place.keeps_open else None
-        return _open_shard(self.place, name, array, layout.shard(array, 0)[0], record, stamp)
+        return _open_shard(self.place, name, *as_stored(array, layout)[:2], record, stamp)
 
     @property
     def info(self) -> Json:
@@ -628,6 +630,31 @@ class Tap(Array):
         return self.parts["positions"]
 
     @property
+    def is_ragged(self) -> bool:
+        """Whether its rows differ in shape."""
+        return self._spec.is_ragged
+
+    @property
+    def bound(self) -> tuple[int, ...]:
+        """The shape of a row; of a tap whose rows differ, the greatest."""
+        return self.shape[1:]
+
+    def of_one_shape(self, rows: Sequence[int]) -> Tap:
+        """Return this tap; see `RaggedTap.of_one_shape`."""
+        return self
+
+    @property
+    def mask(self) -> Array:
+        """Of a tap that is padded: which places are the row's own.
+
+        Raises:
+            SelectionError: the tap is not padded.
+        """
+        if MASK not in self.parts:
+            raise SelectionError(f"{self.name} has no mask: its rows are not padded")
+        return self.parts[MASK]
+
+    @property
     def constants(self) -> dict[str, Values]:
         """What a reader needs beside the rows: `basis` and `mean` of a projection."""
         listed = self._about.get("constants", ())
@@ -662,6 +689,13 @@ class Tap(Array):
         scale = self._scale._read(chosen)
         shape = iter(scale.shape)
         return dequantized(values, scale.reshape([next(shape) if dim in dims else 1 for dim in self.dims]))
+
+
+def ragged_tap() -> type[Tap]:
+    """Return what reads a tap whose rows differ in shape."""
+    from .ragged_reader import RaggedTap
+
+    return RaggedTap
 
 
 # A few shards stay open: their indexes need not be read and checked again. What falls out is closed when
@@ -711,6 +745,18 @@ def _selectors(key: Any, shape: tuple[int, ...], name: str) -> tuple[list[Select
             dropped.add(axis)
         selectors.append(np.atleast_1d(np.where(array < 0, array + size, array)))
     return selectors, frozenset(dropped)
+
+
+def chosen_rows(key: Any, n_rows: int, name: str) -> tuple[NDArray[np.intp], bool]:
+    """Return the rows that `key` chooses, and whether it is a single int.
+
+    Raises:
+        SelectionError: it chooses none that are there.
+        StoreError: there is no memory for so many numbers.
+    """
+    selectors, dropped = _selectors((key,), (n_rows,), name)
+    check_room(8 * _length(selectors[0], n_rows), f"the numbers of the chosen rows of {name}")
+    return _indices(selectors[0], n_rows), 0 in dropped
 
 
 def _checked(key: slice, size: int, name: str) -> slice:

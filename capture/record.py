@@ -14,6 +14,7 @@ from .pca import fitted, is_fitted
 from .place import PathLike, place_of
 from .plan import DEFAULT_MEMORY, Settings
 from .progress import Progress
+from .ragged import Padded, Ragged, Varying, varying
 from .reader import Run, open_run
 from .recorder import Facts, Recorder
 from .reduce import Reductions
@@ -30,6 +31,9 @@ def record(
     layers: Patterns,
     *,
     reduce: Reductions = None,
+    ragged: Ragged = None,
+    pad: Padded = None,
+    mask: str | None = "attention_mask",
     dtype: str | None = None,
     codec: str = "none",
     memory: str | int = DEFAULT_MEMORY,
@@ -58,6 +62,15 @@ def record(
             `pool:7` or `channels:stride=4|pool:7|float16`, a step or chain of `layertap.reduce`, a function
             of your own from a batch to a batch, or a dict from patterns to these (the last that matches
             counts). See `layertap.capture.reduce` for all kinds and their errors.
+        ragged: taps whose rows differ in shape from batch to batch or row to row, each kept in a shape of its
+            own: `encoder.*:512` or `{"encoder.*": 512}`, where the number is the greatest size of the axes
+            that vary (`conv1:224x320` for each of these, `attn:12x128x128` for all axes of a row); memory is
+            reserved for it. Of an output that is a list with one entry a row, `.[boxes]` names a part.
+        pad: likewise, and kept in the one size that is given, with an array beside it that says which places
+            are the row's own: `encoder.*:512` or, with another value than 0, `encoder.*:512,-1`.
+        mask: which of the model's arguments says of each token of a padded batch whether it is one of the
+            row's own. Ragged taps then leave the others out, padded ones mark them, and `tokens:last`,
+            `first` and `mean` do not see them. None: every token counts.
         dtype: cast floating-point values, after any other reduction, to `float16`, `bfloat16`, `float32`,
             `float8_e4m3fn` or `float8_e5m2`.
         codec: `none`, `lz4` (bit-shuffled) or `zstd`.
@@ -87,7 +100,7 @@ def record(
         model,
         place_of(path, storage),
         layers,
-        settings=_settings(dtype, codec, memory, writers, stats, values, reduce),
+        settings=_settings(dtype, codec, memory, writers, stats, values, reduce, varying(ragged, pad, mask)),
         facts=Facts(
             Preprocess(_floats(mean), _floats(std)),
             None if classes is None else tuple(classes),
@@ -107,6 +120,9 @@ def record_dataset(
     batch_size: int = 64,
     part: str | None = None,
     workers: int | None = None,
+    ragged: Ragged = None,
+    pad: Padded = None,
+    mask: str | None = "attention_mask",
     score: Score | None = None,
     reduce: Reductions = None,
     dtype: str | None = None,
@@ -145,6 +161,9 @@ def record_dataset(
         part: `K/N`: capture part K of N alone, so that N processes on any number of machines make one store
             together; by `RANK` and `WORLD_SIZE` under torchrun. The store is the same for any N.
         workers: threads (processes for a torch `Dataset`) that load batches ahead.
+        ragged: see `record`. Inputs of a data set that differ in size then go to the model as a list.
+        pad: see `record`.
+        mask: see `record`.
         score: where gradients are tapped (`layer4:grad`), what they are gradients of: the logit of the
             `prediction` (the default), of the `label` or of a class, by its number; or a callable that makes
             one value a row of the model's output. The backward pass runs down to the tapped layers, and no
@@ -184,6 +203,7 @@ def record_dataset(
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
     source, place = source_of(chosen, data, mean, std), place_of(path, storage)
     batch_size = min(batch_size, source.n_rows)
+    source.lists = bool(ragged or pad)
     if not is_fitted(reduce):
         going_on = None if overwrite else place
         reduce = fitted(reduce, chosen, model, source, layers, batch_size, going_on, score)
@@ -191,7 +211,7 @@ def record_dataset(
         model,
         place,
         layers,
-        settings=_settings(dtype, codec, memory, writers, stats, values, reduce),
+        settings=_settings(dtype, codec, memory, writers, stats, values, reduce, varying(ragged, pad, mask)),
         facts=Facts(
             source.preprocess,
             tuple(classes) if classes is not None else source.classes,
@@ -223,13 +243,16 @@ def _settings(
     stats: str | Sequence[str] | None,
     values: bool,
     reduce: Reductions,
+    how: Varying,
 ) -> Settings:
     choice = Choice.parse("cheap" if stats is None and not values else stats)
     if not (values or choice.names):
         raise PlanError(
             "without values and without statistics there is nothing to keep; give stats= another choice"
         )
-    return Settings(dtype, codec, memory, writers, statistics=choice, values=values, reduce=reduce)
+    return Settings(
+        dtype, codec, memory, writers, statistics=choice, values=values, reduce=reduce, varying=how
+    )
 
 
 def source_of(

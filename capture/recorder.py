@@ -41,6 +41,7 @@ from .plan import (
     store_bytes,
 )
 from .progress import Progress
+from .ragged import Form
 from .reader import Run, open_run
 from .reduce import Chain, Rows
 from .report import StageReport
@@ -115,7 +116,21 @@ def about_tap(tap: PlannedTap) -> Json:
         "source_shape": list(tap.learned.shape),
         "reduction": reduction if chain.steps else None,
         "constants": constants.describe(tap.values.group, chain.constants(rows)),
+        **about_varying(tap.form),
     }
+
+
+def about_varying(form: Form) -> Json:
+    """Return what the manifest says of a tap whose rows vary."""
+    if form.rule is None:
+        return {}
+    pad = {} if form.rule.pad is None else {"pad": f"{form.rule.pad:g}"}
+    return {"masked": form.masked, **pad}
+
+
+def as_begun(form: Form, manifest: Manifest) -> Form:
+    """Return `form` with the same tokens masked as when the store was begun."""
+    return replace(form, masked=manifest.facts["taps"][form.name].get("masked"))
 
 
 def constant_values(taps: Sequence[PlannedTap]) -> dict[str, NDArray[Any]]:
@@ -196,6 +211,7 @@ class Recorder:
         if self.place.exists():
             self._look_at_existing()
         self._session = self._backend.session(self._model, self._layers)
+        self._session.varying = self._settings.varying
         if self._score is not None and not self._session.gradients:
             raise PlanError(
                 f"a score ({score_text(self._score)}) is what gradients are of, and no layer is tapped for "
@@ -441,6 +457,7 @@ class Recorder:
         self._pipeline = pipeline
         if any(tap.chain.steps for tap in self._planned):
             session.reduce([(tap.chain, tap.rows) for tap in self._planned])
+        session.fit([as_begun(tap.form, manifest) for tap in self._planned])
         session.prepare(manifest.layout, pipeline.memory, pipeline.slabs)
         self._pieces = pipeline.begin(row, n_rows)
         session.replay(self._pieces)
@@ -494,7 +511,9 @@ class Recorder:
 
     def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
         assert self._session is not None
-        self._planned = plan_taps(learned, self._settings, partial(tried, self._session))
+        self._planned = plan_taps(
+            learned, self._settings, partial(tried, self._session), self._session.n_tokens
+        )
         columns = column_specs(self._columns, self._session, self._facts)
         step_rows = self._batch_size or n_rows
         self._kept_row_bytes = sum(tap.row_bytes for tap in learned)
@@ -599,11 +618,15 @@ class Recorder:
         encoded = raw = 1
         if self._settings.codec != "none" and manifest.layout.values:
             for i, tap in enumerate(self._planned):
+                if tap.form.rule is not None:
+                    continue  # judged by the others
                 parts = self._session.reduced(i, tap.chain, tap.rows)
                 for array, values in zip((tap.values, *tap.parts), parts, strict=True):
                     n_bytes, n_encoded = encoded_bytes(array, values, manifest.layout)
                     raw, encoded = raw + n_bytes, encoded + n_encoded
-        return store_bytes(manifest.layout, manifest.n_rows or 0, raw / encoded)
+        n_rows = manifest.n_rows or 0
+        spare = sum(tap.values.row_bytes - tap.made_bytes for tap in self._planned if tap.values.is_ragged)
+        return store_bytes(manifest.layout, n_rows, raw / encoded) - int(spare * n_rows * encoded / raw)
 
     def _picture(self, inputs: Any) -> NDArray[np.uint8] | None:
         assert self._session is not None

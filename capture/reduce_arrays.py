@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,16 +30,20 @@ from .reduce import (
 Values = NDArray[Any]
 
 
-def apply(chain: Chain, values: Values, rows: Rows) -> tuple[Values, ...]:
+def apply(chain: Chain, values: Values, rows: Rows, mask: Values | None = None) -> tuple[Values, ...]:
     """Return the parts that `chain`, bound to `rows`, makes of `values` (n_rows, *rows.shape), values first.
 
     Raises:
-        CaptureError: an own function gave something else than in the first batch.
+        CaptureError: an own function gave something else than in the first batch; `mask`, which says of
+            tokens whether they are a row's own, does not fit.
     """
     extras: list[Values] = []
     with np.errstate(all="ignore"):  # what overflows is stored as an infinity, and counted
         for step, form in chain.each(rows):
-            values, *more = _STEPS[_kind(step)](step, values, form)
+            if mask is not None and isinstance(step, Tokens):
+                values, *more = masked_tokens(step, values, form, mask)
+            else:
+                values, *more = _STEPS[_kind(step)](step, values, form)
             extras += more
     return (values, *extras)
 
@@ -159,6 +164,41 @@ def _tokens(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
     if step.which == "mean":
         return (_wide(values).mean(axis).astype(step.after(rows)["values"].dtype),)
     return (values.take(0 if step.which == "first" else -1, axis),)
+
+
+def masked_tokens(step: Any, values: Values, rows: Rows, mask: Values) -> tuple[Values, ...]:
+    """Return one token of each row, or their mean, of those for which `mask` is true.
+
+    Of rows without any it is NaN, or 0 of integers.
+
+    Raises:
+        CaptureError: the mask is one of another number of tokens.
+    """
+    axis = 1 + step.axis(rows)
+    n_tokens, own = values.shape[axis], mask.astype(bool)
+    check_tokens(n_tokens, mask.shape)
+    shape = (len(values), *[n_tokens if i == axis else 1 for i in range(1, values.ndim)])
+    kept, dtype = own.reshape(shape), step.after(rows)["values"].dtype
+    if step.which == "mean":
+        with np.errstate(invalid="ignore"):
+            return ((np.where(kept, _wide(values), 0).sum(axis) / kept.sum(axis)).astype(dtype),)
+    at = own.argmax(1) if step.which == "first" else n_tokens - 1 - own[:, ::-1].argmax(1)
+    index = at.reshape(-1, *[1] * (values.ndim - 1))
+    found = np.take_along_axis(values, index, axis).squeeze(axis)
+    return (np.where(kept.any(axis), found, dtype.type(math.nan if is_float(dtype) else 0)).astype(dtype),)
+
+
+def check_tokens(n_tokens: int, shape: tuple[int, ...]) -> None:
+    """Refuse a mask of other tokens than a tap's.
+
+    Raises:
+        CaptureError: with both numbers.
+    """
+    if len(shape) != 2 or shape[1] != n_tokens:
+        raise CaptureError(
+            f"the batch's mask has shape {shape}, and a tap that is reduced by its tokens has {n_tokens}. "
+            "Name the argument that is its mask with mask= (--mask), or none at all"
+        )
 
 
 def _own(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:

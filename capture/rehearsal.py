@@ -19,6 +19,7 @@ from .errors import CaptureError
 from .layout import Layout, array_view
 from .pipeline import Piece, Slab
 from .plan import PlannedTap
+from .ragged import Varying
 from .score import PREDICTION, Score
 from .taps import Patterns
 
@@ -51,6 +52,7 @@ class Rehearsal:
         self._layout, self._slab = layout, Slab(0, memory)
         if any(tap.chain.steps for tap in taps):
             self.session.reduce([(tap.chain, tap.rows) for tap in taps])
+        self.session.fit([tap.form for tap in taps])
         self.session.prepare(layout, memory, [self._slab])
         self.session.replay(self._pieces(n_rows))
         self._move(n_rows)
@@ -93,10 +95,15 @@ class Rehearsal:
 
 @contextlib.contextmanager
 def rehearsing(
-    backend: Backend, model: Any, layers: Patterns, score: Score | None = None
+    backend: Backend,
+    model: Any,
+    layers: Patterns,
+    score: Score | None = None,
+    varying: Varying | None = None,
 ) -> Iterator[Rehearsal]:
     """Attach the taps, run the block without gradients, and remove every trace."""
     session = backend.session(model, layers)
+    session.varying = varying or Varying()
     rehearsal = Rehearsal(session, score)
     session.attach(rehearsal)
     try:

@@ -10,8 +10,10 @@ pages (zeros fill the page that their checksum begins), which Zarr's index allow
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,9 @@ _TAILS = 64  # pages for checksums that wait to be written
 _COUNTED_BYTES = 256 * 1024  # counted in one piece: in the cache, and few turns of the interpreter's lock
 _ENCODER_BYTES = 1024 * 1024  # what zstd and Blosc allocate beside their output
 _BUFFER_BYTES = 384  # a waiting buffer: the objects that Python and the kernel's list need for it
+
+#: Gives the bytes of rows from one to another.
+Pieces: TypeAlias = Callable[[int, int], Iterable[memoryview]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ def write_shard(
     slabs: Sequence[memoryview],
     n_rows: int,
     laps: Laps | None = None,
+    pieces: Pieces | None = None,
 ) -> ShardRecord:
     """Write the first `n_rows` rows of a block of `array`, whole, into a file not settled yet.
 
@@ -66,6 +72,7 @@ def write_shard(
         n_rows: rows of the block that exist; fewer than `layout.block_rows` in the last block alone. What
             its last inner chunk lacks is written as zeros.
         laps: told where the time goes: `checksum`, `encode`, `write`.
+        pieces: gives the bytes of rows from one to another, where they do not lie in slabs.
     """
     laps = laps or Laps(Stages())
     chunk_length = layout.chunk_rows(array)
@@ -74,15 +81,17 @@ def write_shard(
     index = np.full((layout.block_rows // chunk_length, 2), _MISSING, "<u8")
     # Whole pages start at whole pages, so that they can bypass the page cache.
     pages = array.codec == "none" and chunk_bytes % PAGE == 0
-    tails = memoryview(mmap.mmap(-1, min(n_chunks, _TAILS) * PAGE)) if pages else None
-    offset = layout.offsets[layout.arrays.index(array)]
+    tails = memoryview(mmap.mmap(-1, max(1, min(n_chunks, _TAILS)) * PAGE)) if pages else None
+    if pieces is None:
+        offset = layout.offsets[layout.arrays.index(array)]
+        pieces = partial(_pieces, array, offset, layout.step_rows, slabs)
     n_nan = n_inf = position = chunks_crc = 0
     waiting: list[Bytes] = []
     with new as file:
         for i in range(n_chunks):
             last = min((i + 1) * chunk_length, n_rows)
-            pieces = list(_pieces(array, offset, layout.step_rows, slabs, i * chunk_length, last))
-            data, checksum, nan, inf = _chunk(array, pieces, chunk_bytes, laps)
+            rows = list(pieces(i * chunk_length, last))
+            data, checksum, nan, inf = _chunk(array, rows, chunk_bytes, laps)
             n_nan, n_inf = n_nan + nan, n_inf + inf
             n_bytes = sum(memoryview(buffer).nbytes for buffer in data) + CRC_BYTES
             index[i] = position, n_bytes
@@ -262,15 +271,15 @@ class Shard:
     ) -> None:
         self.name = f"{place}/{name}"
         self._array = array
-        self._chunk_rows = layout.chunk_rows(array)
+        self.chunk_rows = layout.chunk_rows(array)
         self._record = record
-        self._index_start = record.n_bytes - CRC_BYTES - 16 * (layout.block_rows // self._chunk_rows)
+        self._index_start = record.n_bytes - CRC_BYTES - 16 * (layout.block_rows // self.chunk_rows)
         try:
             self._blob: Blob = place.blob(name)
         except OSError as error:
             raise StoreError(f"{self.name} was committed and cannot be opened: {why(error)}") from error
         try:
-            self._index = self._read_index(layout.block_rows // self._chunk_rows, record)
+            self._index = self._read_index(layout.block_rows // self.chunk_rows, record)
         except BaseException:
             self.close()
             raise
@@ -284,6 +293,11 @@ class Shard:
     def close(self) -> None:
         """Close the file."""
         self._blob.close()
+
+    @property
+    def n_there(self) -> int:
+        """Rows of the inner chunks that are there."""
+        return self.chunk_rows * int(np.count_nonzero(self._index[:, 0] != _MISSING))
 
     def chunks(self, numbers: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """Yield the decoded bytes of inner chunks, checked."""
@@ -357,7 +371,7 @@ class Shard:
             ChecksumError: something is not what was written.
             FormatError: something is not there.
         """
-        extents = [self._extent(i) for i in range(-(-n_rows // self._chunk_rows))]
+        extents = [self._extent(i) for i in range(-(-n_rows // self.chunk_rows))]
         ends = [0, *(offset + n_bytes for offset, n_bytes in extents)]
         starts = [*(offset for offset, _ in extents), self._index_start]
         # Each chunk is read together with the padding before it; the last padding ends at the index.
@@ -377,7 +391,7 @@ class Shard:
         data = unsealed(stored)
         if data is None:
             raise self._damaged(i)
-        whole = self._chunk_rows * self._array.row_bytes
+        whole = self.chunk_rows * self._array.row_bytes
         if into is None:
             check_room(whole, f"inner chunk {i} of {self.name}")
         return np.frombuffer(self._array.encoding.decode(data, whole, into), np.uint8)
@@ -405,7 +419,7 @@ class Shard:
         offset, n_bytes = (int(n) for n in self._index[i])
         if offset == _MISSING:
             raise FormatError(f"inner chunk {i} of {self.name} is missing")
-        whole = self._chunk_rows * self._array.row_bytes
+        whole = self.chunk_rows * self._array.row_bytes
         encoding = self._array.encoding
         if not encoding.least_bytes(whole) <= n_bytes - CRC_BYTES <= encoding.most_bytes(whole):
             raise FormatError(f"inner chunk {i} of {self.name} has {n_bytes} bytes, which cannot be its rows")

@@ -286,6 +286,12 @@ def plan_statistics(
             f"{coded} is reduced to int8 codes, each with a scale of its own, and statistics are of values: "
             "leave the statistics out, or reduce it otherwise (to float8, for example)"
         )
+    vary = next((tap.name for tap in taps if tap.varies), None)
+    if vary is not None:
+        raise PlanError(
+            f"the rows of {vary} differ in shape (ragged=, pad=), and statistics are of rows of one shape: "
+            "leave the statistics out, or reduce it to one shape (tokens:mean, pool:7)"
+        )
     labelled = any(is_label(column) for column in columns)
     n_classes = len(classes or ()) if "classes" in names and labelled else 0
     if "classes" in names and n_classes == 0:

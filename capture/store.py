@@ -21,6 +21,7 @@ from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, St
 from .layout import ArraySpec, Layout
 from .place import Lock, NewFile, Place
 from .printable import printable
+from .ragged import as_stored, extents_spec
 from .reduce import Int8
 from .reduce_text import chain_from_json
 from .shard import ShardRecord, least_bytes
@@ -297,11 +298,13 @@ def plan_differences(existing: Json, planned: Json) -> list[str]:
                 lines.append(f"{group[:-1]} {name}: {'there' if name in was else 'now'} alone")
                 continue
             lines += [
-                f"{group[:-1]} {name}: {field} {was[name][field]} there, {now[name][field]} now"
-                for field in ("shape", "dtype", "codec")
-                if was[name][field] != now[name][field]
+                f"{group[:-1]} {name}: {field} {was[name].get(field)} there, {now[name].get(field)} now"
+                for field in ("shape", "dtype", "codec", "ragged", "pad")
+                if was[name].get(field) != now[name].get(field)
             ]
             lines += _reduced_otherwise(name, was[name], now[name])
+            if (was[name].get("masked") is None) != (now[name].get("masked") is None):
+                lines.append(f"tap {name}: {_with_mask(was[name])} there, {_with_mask(now[name])} now")
     return [printable(line) for line in lines]
 
 
@@ -315,6 +318,10 @@ def statistics_differences(existing: Json, planned: Json) -> list[str]:
             break
     was, now = ("values" if m.get("values", True) else "statistics alone" for m in (existing, planned))
     return lines + ([f"of the taps: {was} there, {now} now"] if was != now else [])
+
+
+def _with_mask(tap: Json) -> str:
+    return "without a mask" if tap.get("masked") is None else "with a mask"
 
 
 def _reduced_otherwise(name: str, was: Json, now: Json) -> list[str]:
@@ -388,7 +395,7 @@ def shard_name(block: int, n_dims: int) -> str:
 
 def shard_path(array: ArraySpec, block: int) -> str:
     """Return the name inside the store of the shard that holds `block` of `array`."""
-    return f"{array.path}/{shard_name(block, len(array.dims))}"
+    return f"{array.path}/{shard_name(block, array.stored_axes)}"
 
 
 def commit_path(block: int) -> str:
@@ -457,8 +464,8 @@ def check_record(
     ):
         raise FormatError(f"{where} speaks of {n_rows} rows")
     for array, record in zip(layout.stored, records, strict=True):
-        shard, n_shard_rows = layout.shard(array, n_rows)
-        if record.n_bytes < least_bytes(array, shard, n_shard_rows):
+        stored, shard, n_shard_rows = as_stored(array, layout, n_rows)
+        if record.n_bytes < least_bytes(stored, shard, n_shard_rows):
             raise FormatError(
                 f"{where} gives {array.path} {record.n_bytes} bytes, which cannot hold {n_rows} rows"
             )
@@ -478,7 +485,7 @@ def _array_json(array: ArraySpec) -> Json:
         "shape": list(array.shape),
         "dtype": dtype_name(array.dtype),
         "codec": array.codec,
-    }
+    } | ({"ragged": True} if array.is_ragged else {})
 
 
 def _tap_json(layout: Layout, i: int, about: Json) -> Json:
@@ -500,6 +507,10 @@ def _parts_from_json(tap: ArraySpec, data: Json) -> list[ArraySpec]:
         if part.path != f"{tap.group}/{part.name}":
             raise FormatError(f"a part of {trust.shown(tap.name)} has the path {trust.shown(part.path)}")
         parts.append(replace(part, name=f"{tap.name}/{part.name}"))
+    if tap.is_ragged:
+        if parts != [replace(extents_spec(tap), role="")]:
+            raise FormatError(f"the ragged tap {trust.shown(tap.name)} does not say where its rows lie")
+        return [extents_spec(tap)]
     return parts
 
 
@@ -507,6 +518,8 @@ def _check_reductions(layout: Layout, facts: Json) -> None:
     """Hold what taps are said to be reduced by to what this version knows."""
     for tap in layout.taps:
         about, what = facts["taps"][tap.name], trust.shown(tap.name)
+        if about.get("masked") not in (None, True, False):
+            raise FormatError(f"{what} is said to be masked by {trust.shown(about['masked'])}")
         reduction = about.get("reduction")
         if reduction is not None:
             chain_from_json(reduction["steps"])
@@ -551,7 +564,7 @@ def _layout_from_json(data: Json) -> Layout:
 
 
 _OF_LAYOUT = ("format", "rows", "step_rows", "block_rows", "commits", "columns", "values", "statistics")
-_OF_ARRAY = ("name", "path", "dims", "shape", "dtype", "codec", "parts")
+_OF_ARRAY = ("name", "path", "dims", "shape", "dtype", "codec", "ragged", "parts")
 
 
 def _facts_from_json(data: Json) -> Json:
@@ -578,6 +591,10 @@ def _array_from_json(data: Json) -> ArraySpec:
         for dim in trust.listed(data["dims"], f"the axes of {what}")
     )
     spec = ArraySpec(name, path, dims, shape, named_dtype(data["dtype"]), codec)
+    ragged = data.get("ragged", False)
+    if ragged not in (True, False) or (ragged and not shape):
+        raise FormatError(f"{what} is said to be ragged by {trust.shown(ragged)}")
+    spec = replace(spec, role="ragged" if ragged else "padded" if "pad" in data else "")
     if dims[:1] != ("row",) or len(dims) != len(shape) + 1 or len(dims) > trust.MOST_AXES:
         raise FormatError(
             f"{what} has {len(dims)} names for {1 + len(shape)} axes, or rows do not come first"
@@ -617,11 +634,14 @@ def _consolidated(inside: dict[str, Json]) -> Json:
 
 def _array_metadata(array: ArraySpec, manifest: Manifest) -> Json:
     layout = manifest.layout
-    shard, n_rows = layout.shard(array, layout.block_rows)
+    stored, shard, n_rows = as_stored(array, layout, layout.block_rows)
     shape, chunk, inner_chunk = (
-        [n, *array.shape] for n in (manifest.n_rows or 0, layout.block_rows, shard.chunk_rows(array))
+        [n, *array.shape] for n in (manifest.n_rows or 0, layout.block_rows, shard.chunk_rows(stored))
     )
-    if shard is not layout:  # a block's pieces lie side by side
+    if array.is_ragged:  # elements, of which a block has room for more than there are
+        inner_chunk, chunk = [shard.chunk_rows(stored)], [shard.block_rows]
+        shape = [manifest.n_blocks * shard.block_rows]
+    elif shard is not layout:  # a block's pieces lie side by side
         inner_chunk, chunk = [1, *array.shape], [1, n_rows * array.shape[0]]
         shape = [manifest.n_blocks, chunk[1]]
     inner = [_BYTES, *array.encoding.json(), _CRC]
@@ -640,7 +660,7 @@ def _array_metadata(array: ArraySpec, manifest: Manifest) -> Json:
         "chunk_key_encoding": _KEYS,
         "fill_value": fill_value(array.dtype),
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "dimension_names": list(array.dims),
+        "dimension_names": list(stored.dims),
         "attributes": _truly(array.dtype),
     }
 

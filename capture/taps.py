@@ -315,6 +315,19 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool], path: Path = ()) -> Iter
             yield from flatten(getattr(value, key), is_leaf, (*path, key))
 
 
+def lists_of_rows(value: Any, n_rows: int, path: Path = ()) -> Iterable[tuple[Path, list[Any]]]:
+    """Yield the path and entries of each list inside `value` that has one entry for each row."""
+    if isinstance(value, list):
+        if len(value) == n_rows:
+            yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from lists_of_rows(inner, n_rows, (*path, _key(key)))
+    elif isinstance(value, tuple):
+        for i, inner in enumerate(value):
+            yield from lists_of_rows(inner, n_rows, (*path, i))
+
+
 def follow(value: Any, path: Path) -> Any:
     """Return what lies at `path` inside `value`.
 

@@ -10,6 +10,7 @@ from . import constants
 from .errors import FormatError, LayertapError, StoreError, why
 from .layout import ArraySpec
 from .place import PathLike, Place, place_of
+from .ragged import as_stored
 from .shard import Shard, ShardRecord
 from .store import (
     Manifest,
@@ -140,9 +141,9 @@ def _shard(
     store: Place, manifest: Manifest, array: ArraySpec, block: int, n_rows: int, record: ShardRecord
 ) -> str | None:
     try:
-        layout, n_rows = manifest.layout.shard(array, n_rows)
-        with Shard(store, shard_path(array, block), array, layout, record) as shard:
-            shard.check(n_rows)
+        stored, layout, n_rows = as_stored(array, manifest.layout, n_rows)
+        with Shard(store, shard_path(array, block), stored, layout, record) as shard:
+            shard.check(shard.n_there if array.is_ragged else n_rows)
     except (FormatError, StoreError) as error:
         return str(error)
     return None

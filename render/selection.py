@@ -128,8 +128,8 @@ def _part(part: str, n: int, what: str) -> list[int]:
 
 def can_draw(tap: Tap) -> bool:
     """Return whether the tap's values can be drawn as maps."""
-    real = all(tap.shape[1:]) and tap.dtype.kind != "c"
-    return len(tap.shape) <= 4 and real and "rank" not in tap.dims
+    real = all(tap.bound) and tap.dtype.kind != "c"
+    return len(tap.bound) <= 3 and real and "rank" not in tap.dims
 
 
 def select_layers(run: Run, layers: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def take(run: Run, spec: Spec) -> View:
     """
     names = select_layers(run, spec.layers)
     choice = ChannelChoice.parse(spec.channels, spec.by)
-    layers = tuple(_layer(run[name], spec, choice, run.stats) for name in names)
+    layers = tuple(_layer(run[name].of_one_shape(spec.rows), spec, choice, run.stats) for name in names)
     return View(_rows(run, spec.rows, isinstance(spec, GridSpec) and spec.picture), layers)
 
 

@@ -46,6 +46,29 @@ def bucket(monkeypatch):
     server.stop()
 
 
+def encoder():
+    """The model of texts that the README's reader has."""
+    import torch
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer1 = torch.nn.Embedding(9, 4)
+
+        def forward(self, ids, attention_mask):
+            return self.layer1(ids)
+
+    return Encoder()
+
+
+def sentences():
+    import torch
+
+    for longest in (5, 7):
+        lengths = torch.arange(1, 5)[:, None]
+        yield torch.ones(4, longest, dtype=torch.long), (torch.arange(longest) < lengths).long()
+
+
 def test_the_readme_can_be_followed_from_top_to_bottom(pictures, bucket, capsys):
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
@@ -55,6 +78,7 @@ def test_the_readme_can_be_followed_from_top_to_bottom(pictures, bucket, capsys)
     model.add_module("flatten", torch.nn.Flatten())
     loader = [(torch.rand(4, 3, 8, 8), torch.arange(4)) for _ in range(3)]
     names = {"model": model, "loader": loader, "array": np.ones((6, 5), np.float32)}
+    names |= {"encoder": encoder(), "sentences": sentences()}
     first, *others = blocks("python")
     exec(compile(first, "README.md", "exec"), names)
     assert capsys.readouterr().out == "(9, 7, 7)\n"

@@ -468,3 +468,14 @@ def test_reduced_taps_and_their_constants_are_put_mended_and_read(url, tmp_path)
     assert [damage.file for damage in damages] == ["taps/sums/basis/c.0.0"]
     capture(url, **options)
     assert objects(url) == there
+
+
+def test_rows_that_differ_in_shape_lie_in_a_bucket_as_on_a_disk(url, tmp_path):
+    from test_ragged import Sequences, double
+
+    source = Sequences()
+    for path in (tmp_path / "run", url):
+        lt.record_dataset(double, source, path, ["twice"], batch_size=4, ragged="twice:9", writers=1)
+    assert objects(url) == contents(tmp_path / "run")
+    assert list(verify(url)) == []
+    assert [one.tolist() for one in lt.open(url)["twice"][:]] == [(row * 2).tolist() for row in source.rows]

@@ -1,0 +1,75 @@
+"""Rows that differ in shape, put into memory by numpy: the reference for what backends do on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ragged import Form, runs, table_of
+
+Values = NDArray[Any]
+#: What a tap gave: rows of one shape, or one array for each row.
+Given: TypeAlias = Values | list[Values]
+
+
+def put_rows(
+    form: Form, views: Sequence[Values], start: int, row: int, given: Given, mask: Values | None
+) -> None:
+    """Put rows where they belong in one slab.
+
+    Args:
+        form: how the tap's rows come.
+        views: the tap's memory in the slab, all rows of it: its values, and the table or mask beside them.
+        start: the first row in the slab.
+        row: which row of the data set that is.
+        given: the rows.
+        mask: which tokens of each row are its own; None: all.
+
+    Raises:
+        CaptureError: there is no room for a row.
+    """
+    assert form.rule is not None
+    form.checked([given.shape[1:]] if isinstance(given, np.ndarray) else [one.shape for one in given], row)
+    with np.errstate(all="ignore"):  # a cast that overflows stores an infinity, which is counted
+        if form.rule.pad is None:
+            _put_ragged(form, views[0], views[1], start, given, mask)
+        else:
+            rows = slice(start, start + len(given))
+            _put_padded(form, views[0][rows], views[1][rows], given, mask)
+
+
+def _put_ragged(
+    form: Form, values: Values, table: Values, start: int, given: Given, mask: Values | None
+) -> None:
+    flat = values.reshape(-1)
+    at = start * (flat.size // len(values))
+    there = table[start : start + len(given)].view(np.int64)
+    if isinstance(given, np.ndarray):
+        np.copyto(flat[at : at + given.size].reshape(given.shape), given, casting="unsafe")
+        kept = runs(mask) if mask is not None and form.heeds(given.shape, mask.shape) else ()
+        there[:] = table_of(given.shape[1:], at, len(given), *kept)
+        return
+    for i, row in enumerate(given):
+        np.copyto(flat[at : at + row.size].reshape(row.shape), row, casting="unsafe")
+        there[i] = at, *row.shape
+        at += row.size
+
+
+def _put_padded(form: Form, values: Values, own: Values, given: Given, mask: Values | None) -> None:
+    assert form.rule is not None
+    if not isinstance(given, np.ndarray):
+        for row, target, places in zip(given, values, own, strict=True):
+            _put_padded(form, target[None], places[None], row[None], None)
+        return
+    window = (slice(None), *map(slice, given.shape[1:]))
+    if given.size < values.size:
+        values[...] = form.rule.pad
+        own[...] = False
+    np.copyto(values[window], given, casting="unsafe")
+    own[(slice(None), *(window[1 + axis] for axis in form.axes))] = True
+    if mask is not None and form.heeds(given.shape, mask.shape):
+        kept = mask.astype(bool)
+        own[:, : kept.shape[1]] &= kept.reshape(*kept.shape, *[1] * (own.ndim - 2))
