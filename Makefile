@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench breadth format clean
 
 demo: $(VENV)/demo
 	$(BIN)/layertap demo --out demo-out
@@ -18,6 +18,9 @@ check: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/latest.json
+
+breadth: $(VENV)/dev
+	$(BIN)/python tests/breadth.py --write
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .

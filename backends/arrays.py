@@ -20,6 +20,7 @@ from ..capture.data import Batch
 from ..capture.dtypes import DTYPES
 from ..capture.errors import CaptureError, SelectionError
 from ..capture.layout import Layout, array_view
+from ..capture.left_out import told
 from ..capture.pipeline import Memory, Piece, Slab
 from ..capture.ragged import Form, checked_mask, ways
 from ..capture.ragged_arrays import Given, put_rows
@@ -76,6 +77,7 @@ class ArraysSession(Session):
     def __init__(self, function: Any, layers: Patterns) -> None:
         self._function, self._patterns = function, layers
         self._sink: Sink | None = None
+        self.left_out: dict[str, str] = {}
         self._learned: dict[TapName, Given] = {}
         self._heard = _Heard(self)
         self._taps: list[TapName] = []
@@ -192,16 +194,25 @@ class ArraysSession(Session):
             name = choice.layer.name
             value = follow(output, (name,)) if name in output else output[int(name)]
             found = self.leaves(choice, 1, value, n_rows)
-            if not found:
-                raise CaptureError(f"{name} gives no array")
+            gave = [TapName(name, 1, path) for path, _ in flatten(value, _is_array)]
+            for wanted in (choice.only | (choice.named or frozenset())) or {TapName(name)}:
+                if not any(Choice(choice.layer, frozenset((wanted,))).takes(tap) for tap in gave):
+                    self._leave_out(choice, wanted, "gives no array")
             self._learned |= found
         self._learned |= self._heard.learned
+        if not self._learned:
+            raise CaptureError("nothing that was chosen can be captured. " + "; ".join(told(self.left_out)))
+
+    def _leave_out(self, choice: Choice, tap: TapName, reason: str) -> None:
+        if choice.insists(tap):
+            raise CaptureError(f"{tap} {reason}")
+        self.left_out[str(tap)] = reason
 
     def leaves(self, choice: Choice, call: int, value: Any, n_rows: int) -> dict[TapName, Given]:
         """Return copies of the chosen arrays in what a layer gave.
 
         Raises:
-            CaptureError: one of them cannot be stored.
+            CaptureError: one that was asked for by name cannot be stored.
         """
         found: dict[TapName, Given] = {}
         rows: set[Path] = set()
@@ -216,7 +227,11 @@ class ArraysSession(Session):
             if tap in found:
                 raise CaptureError(f"two arrays are called {tap}; give them different keys")
             if path not in rows and choice.takes(tap):
-                found[tap] = _storable(tap, _to_numpy(leaf), n_rows).copy()
+                array = _to_numpy(leaf)
+                if (reason := _refusal(array, n_rows)) is None:
+                    found[tap] = array.copy()
+                else:
+                    self._leave_out(choice, tap, reason)
         return found
 
     def choose(self, layer: Layer) -> list[Choice]:
@@ -382,16 +397,23 @@ def _row_arrays(value: Any, n_rows: int) -> list[tuple[Path, Path, list[Values]]
 def _of_kind(tap: TapName, array: Values, first: Values) -> Values:
     if (array.dtype, array.ndim) != (first.dtype, first.ndim):
         raise CaptureError(f"{tap} has rows of different types or numbers of axes")
-    stored: Values = _storable(tap, array[None], 1)[0]
-    return stored
-
-
-def _storable(tap: TapName, array: Values, n_rows: int) -> Values:
-    if array.ndim == 0 or len(array) != n_rows:
-        raise CaptureError(f"{tap} has shape {array.shape}; the batch has {n_rows} rows, and rows come first")
-    if array.dtype not in DTYPES.values():
-        raise CaptureError(f"{tap} holds {array.dtype}, which a store cannot hold")
+    if (reason := _refusal(array[None], 1, empty=True)) is not None:
+        raise CaptureError(f"{tap} {reason}")
     return array
+
+
+def _refusal(array: Values, n_rows: int, empty: bool = False) -> str | None:
+    """Return why `array` cannot be captured, as the end of a sentence; None where it can."""
+    if array.dtype not in DTYPES.values():
+        return f"holds {array.dtype}, which a store cannot hold"
+    if array.ndim == 0 or len(array) != n_rows:
+        return (
+            f"has no rows on its first axis: it has shape {array.shape}, the batch has {n_rows} rows, and "
+            "rows come first"
+        )
+    if array.size == 0 and not empty:
+        return f"gives no values: the shape of one row is {array.shape[1:]}"
+    return None
 
 
 def _checked(output: Any, tapped: bool) -> dict[Any, Any]:

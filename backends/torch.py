@@ -35,6 +35,7 @@ from ..capture.data import Batch, Source
 from ..capture.dtypes import DType, named_dtype
 from ..capture.errors import CaptureError, DataError, PlanError
 from ..capture.layout import Layout
+from ..capture.left_out import told
 from ..capture.pipeline import Memory, Piece, Slab
 from ..capture.ragged import Form, ways
 from ..capture.reduce import Chain, Rows
@@ -64,7 +65,7 @@ from .torch_hooks import (
     Order,
     Tap,
     hook_of,
-    tensors_in,
+    parts_of,
 )
 from .torch_ragged import Given, Masks, check_rows, put, row_tensors, shape_of
 from .torch_reduce import Reducer
@@ -72,10 +73,10 @@ from .torch_refusals import (
     UNSEEN,
     check_made,
     check_no_replica,
-    check_rows_first,
-    check_scripted,
-    check_tensor,
+    refusal,
     silent,
+    steps_first,
+    without_scripted,
 )
 from .torch_slabs import DEVICES, TORCH_DTYPES, Device, DeviceSlabs, HostSlabs, prepare
 from .torch_survey import Survey
@@ -123,9 +124,11 @@ class TorchBackend(Backend):
         choices, misses = choose(there, layers)
         if not misses:
             check_some(choices)
-        check_scripted(there, choices)
+        seen, left_out = without_scripted(there, choices)
         check_made(model)
-        return TorchSession(model, choices, there, layers, misses)
+        session = TorchSession(model, seen, there, layers, misses)
+        session.left_out |= left_out
+        return session
 
     def describe(self, model: Any) -> Json:
         """Return the model's type, its number of parameters, and a checksum of its weights."""
@@ -160,7 +163,7 @@ class TorchBackend(Backend):
 
     def survey(self, model: Any, batch: Batch) -> list[Surveyed]:
         """Run `model` once, in evaluation mode, and note what every module gets and gives."""
-        session, survey = TorchSession(model, []), Survey(self.layers(model))
+        session, survey = TorchSession(model, []), Survey(model, self.layers(model), len(batch.rows))
         with session.inference(), compiled.eagerly(), survey:
             session.forward(batch.inputs, batch.kwargs)
         return survey.found()
@@ -214,6 +217,9 @@ class TorchSession(Session):
         self._mask: Tensor | None = None
         self._minds_mask = False
         self._seen: list[TapName] = []
+        self._refused: dict[TapName, str] = {}
+        self._steps_first = steps_first(model)
+        self.left_out: dict[str, str] = {}
         self._names: list[TapName] = []
         self._shapes: list[torch.Size] = []
         self._sizes: list[torch.Size] = []
@@ -322,25 +328,40 @@ class TorchSession(Session):
                 self._seen.append(tap)
                 self._listed[tap] = path, inside
                 self._kept[tap] = [tensor.detach().clone() for tensor in tensors]
-        for path, tensor in tensors_in(value):
+        for path, part in parts_of(value):
             tap = TapName(layer.name, call, path, kind)
-            if path not in rows and self.see(hook, tap, tensor):
-                self._keep(tap, tensor)
+            if isinstance(part, Tensor):
+                if path not in rows and self.see(hook, tap, part):
+                    self._keep(tap, part)
+            elif hook.choice.takes(tap):
+                self._refused[tap] = f"is no tensor: it is a {type(part).__name__}"
 
     def see(self, hook: Hook, tap: TapName, tensor: Tensor) -> bool:
-        """Note a tap that is there in the first step; return whether it is chosen.
+        """Note a tap that is there in the first step; return whether it is chosen and can be captured.
 
         Raises:
-            CaptureError: it is, and cannot be captured.
+            CaptureError: it was asked for by name, and cannot be captured.
         """
         self._seen.append(tap)
         if not hook.choice.takes(tap):
             return False
         if tap in self._kept:
-            raise CaptureError(f"two tensors are called {tap}; choose another part of the output")
-        check_rows_first(hook.choice.layer, tap)
-        check_tensor(tap, tensor, self._n_rows)
-        return True
+            reason: str | None = "has the name of another tensor: choose another part of the output"
+        else:
+            reason = refusal(hook.choice.layer, tap, tensor, self._n_rows, self._steps_first)
+        if reason is not None:
+            self.refuse(hook, tap, reason)
+        return reason is None
+
+    def refuse(self, hook: Hook, tap: TapName, reason: str) -> None:
+        """Leave out a tap of the first step.
+
+        Raises:
+            CaptureError: it was asked for by name.
+        """
+        if hook.choice.insists(tap):
+            raise CaptureError(f"{tap} {reason}")
+        self._refused.setdefault(tap, reason)
 
     def arrive(self, step: int, name: TapName, tap: Tap | None, gradient: Tensor) -> None:
         """Take a gradient, which comes after the forward of its step.
@@ -390,21 +411,12 @@ class TorchSession(Session):
         """Return the taps of the first step, layer by layer in the order of the model."""
         self.listener.check_misses()
         found: list[Learned] = []
+        seen, refused = _by_hook(self._seen), _by_hook(self._refused)
         for hook in self._hooks:
-            layer, kind = hook.choice.layer, hook.choice.kind
-            seen = [tap for tap in self._seen if tap.layer == layer.name and tap.kind == kind]
-            taps = [tap for tap in seen if tap in self._kept]
-            if not seen:
-                raise CaptureError(silent(hook))
-            if hook.late and (missing := [t for t in seen if hook.choice.takes(t) and t not in self._kept]):
-                raise CaptureError(self.late.missing(missing[0]))
-            for wanted in hook.choice.only:
-                if not any(Choice(layer, frozenset((wanted,)), kind).takes(tap) for tap in taps):
-                    raise CaptureError(
-                        f"{layer.name} gave no {wanted} in the first forward; it gave "
-                        f"{', '.join(map(str, seen))}"
-                    )
-            hook.calls = [[] for _ in range(max(tap.call for tap in taps))]
+            layer, place = hook.choice.layer, (hook.choice.layer.name, hook.choice.kind)
+            taps = self._taken(hook, seen.get(place, []), silent_too=place not in refused)
+            self.left_out |= {str(tap): self._refused[tap] for tap in refused.get(place, ())}
+            hook.calls = [[] for _ in range(hook.n_calls)]
             for tap in taps:
                 given = self._kept[tap]
                 path, inside = self._listed.get(tap, (tap.path, None))
@@ -412,8 +424,35 @@ class TorchSession(Session):
                 dtype = _numpy_dtype((given if isinstance(given, Tensor) else given[0]).dtype)
                 aliases = tuple(str(replace(tap, layer=alias)) for alias in layer.aliases)
                 found.append(Learned(tap, layer.type, shape_of(given), dtype, aliases))
+        if not found:
+            raise CaptureError("nothing that was chosen can be captured. " + "; ".join(told(self.left_out)))
         self._names = [learned.tap for learned in found]
         return found
+
+    def _taken(self, hook: Hook, seen: Sequence[TapName], silent_too: bool) -> list[TapName]:
+        """Hold what a hook was given against what it was asked for; return what is captured of it."""
+        layer, choice = hook.choice.layer, hook.choice
+        if not seen:
+            reason = silent(hook)
+            if choice.named is None or choice.named:
+                raise CaptureError(f"{layer.name} ({layer.type}) {reason}")
+            if silent_too:
+                self.left_out[hook.place] = reason
+            return []
+        taps = [tap for tap in seen if tap in self._kept]
+        if hook.late:
+            for tap in seen:
+                if choice.takes(tap) and tap not in self._kept and tap not in self._refused:
+                    if choice.insists(tap):
+                        raise CaptureError(self.late.missing(tap))
+                    self.left_out[str(tap)] = "has no gradient: " + self.late.missing(tap)
+        for wanted in choice.only | (choice.named or frozenset()):
+            if not any(Choice(layer, frozenset((wanted,)), choice.kind).takes(tap) for tap in taps):
+                gave = f"in the first forward; it gave {', '.join(map(str, seen))}"
+                if choice.insists(wanted):
+                    raise CaptureError(f"{layer.name} gave no {wanted} {gave}")
+                self.left_out.setdefault(str(wanted), f"is not there: {layer.name} gave none {gave}")
+        return taps
 
     def sample(self, i: int) -> NDArray[Any]:
         """Return tap `i` of the first step."""
@@ -613,6 +652,9 @@ class TorchSession(Session):
         if pieces is None:
             self._kept.clear()
             self._seen.clear()
+            self._refused.clear()
+            for hook in self._hooks:
+                hook.n_calls = 0
             self.learning = True
         elif pieces:
             self._aim(pieces)
@@ -716,6 +758,13 @@ class TorchSession(Session):
 compiled.leave_as_is(
     *(kind.__call__ for kind in (*HOOKS, Listener)), TorchSession._pre_hook, TorchSession._post_hook
 )
+
+
+def _by_hook(taps: Iterable[TapName]) -> dict[tuple[str, str], list[TapName]]:
+    groups: dict[tuple[str, str], list[TapName]] = {}
+    for tap in taps:
+        groups.setdefault((tap.layer, tap.kind), []).append(tap)
+    return groups
 
 
 def _device_of(model: nn.Module) -> Device | None:

@@ -61,7 +61,10 @@ class Gradients:
         for path, tensor in tensors_in(output):
             tap = TapName(hook.choice.layer.name, call, path, hook.choice.kind)
             if (tensor.is_floating_point() or tensor.is_complex()) and self._session.see(hook, tap, tensor):
-                found.append((tap, path, tensor))
+                if (reason := self._refusal(tensor)) is None:
+                    found.append((tap, path, tensor))
+                else:
+                    self._session.refuse(hook, tap, reason)
         return found
 
     def expect(self, name: TapName, tap: Tap | None, tensor: Tensor) -> Tensor:
@@ -75,9 +78,9 @@ class Gradients:
         Raises:
             CaptureError: it can have no gradient.
         """
+        if (reason := self._refusal(tensor)) is not None:
+            raise CaptureError(f"{name} {reason}")
         if not tensor.requires_grad:
-            if not (self._beginning and torch.is_grad_enabled()):
-                raise CaptureError(f"{name} can have no gradient: {self._why_none()}")
             tensor = tensor.detach().requires_grad_().clone()  # a leaf could not be changed in place
         step = self._session.step
         tensor.register_hook(  # type: ignore[no-untyped-call]
@@ -112,6 +115,11 @@ class Gradients:
             f"no gradient came to {tap} in its step: call backward() on what depends on it, once after each "
             "forward and before the next"
         )
+
+    def _refusal(self, tensor: Tensor) -> str | None:
+        if tensor.requires_grad or (self._beginning and torch.is_grad_enabled()):
+            return None
+        return f"can have no gradient: {self._why_none()}"
 
     def _why_none(self) -> str:
         if self._beginning:

@@ -67,7 +67,7 @@ class Tap:
 class Hook:
     """The hook of one layer's output, and the base of the others."""
 
-    __slots__ = ("call", "calls", "choice", "place", "session")
+    __slots__ = ("call", "calls", "choice", "n_calls", "place", "session")
 
     #: Whether its values come after the forward.
     late = False
@@ -77,6 +77,8 @@ class Hook:
         #: The layer and kind, by which compiled code finds the hook.
         self.place = str(TapName(choice.layer.name, kind=choice.kind))
         self.call = 0
+        #: How often it was called in the first forward.
+        self.n_calls = 0
         self.calls: list[list[Tap]] = []
 
     def register(self) -> list[Handle]:
@@ -101,6 +103,7 @@ class Hook:
         self.call = call + 1
         if session.copies is None:
             if session.learning:
+                self.n_calls = call + 1
                 session.learn(self, call + 1, value)
             return
         for tap in self.calls[call] if call < len(self.calls) else self.taps_of(call):
@@ -117,7 +120,7 @@ class Hook:
         """
         if call < len(self.calls):
             return self.calls[call]
-        if self.choice.only:
+        if self.choice.only or not any(self.calls):  # or all of it is left out
             return []
         raise CaptureError(
             f"{self.choice.layer.name} was called {call + 1} times in this forward and "
@@ -241,6 +244,7 @@ class GradHook(Hook):
         if session.copies is not None:
             watched = [(tap.path, session.expect(tap, output)) for tap in self.taps_of(call)]
         elif session.learning:
+            self.n_calls = call + 1
             watched = [
                 (path, session.late.expect(name, None, tensor))
                 for name, path, tensor in session.late.learn(self, call + 1, output)
@@ -369,6 +373,18 @@ def hook_of(session: TorchSession, choice: Choice) -> Hook:
 def attends(module: nn.Module) -> bool:
     """Return whether `module` computes its attention as `nn.MultiheadAttention` does."""
     return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+
+
+def parts_of(value: Any) -> list[tuple[Path, Any]]:
+    """Return the tensors of a value, and what else nothing looks into, with their paths."""
+    return list(flatten(value, _is_part))
+
+
+def _is_part(value: Any) -> bool:
+    plain = (dict, list, tuple, str, bytes, int, float, complex)
+    return isinstance(value, Tensor) or not (
+        value is None or isinstance(value, plain) or hasattr(value, "__dataclass_fields__")
+    )
 
 
 def tensors_in(value: Any) -> list[tuple[Path, Tensor]]:

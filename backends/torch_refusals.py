@@ -25,66 +25,92 @@ UNSEEN = (
 _DTYPES = frozenset(TORCH_DTYPES.values())
 
 
-def check_tensor(tap: TapName, tensor: Tensor, n_rows: int) -> None:
-    """Refuse what cannot be stored row by row.
+def refusal(
+    layer: Layer, tap: TapName, tensor: Tensor, n_rows: int, steps_first: frozenset[str]
+) -> str | None:
+    """Return why `tensor` cannot be stored row by row, as the end of a sentence; None where it can.
 
-    Raises:
-        CaptureError: with the reason and the way out.
+    What is particular to one tap comes behind the first colon.
     """
-    reason = None
     if tensor.is_meta:
-        reason = (
+        return (
             "lies on the meta device and has no values: load the model's weights, with "
             "load_state_dict(..., assign=True), before the recording"
         )
-    elif tensor.is_nested:
-        reason = "is nested, not a dense tensor. " + _instead("to_padded_tensor(0)")
-    elif tensor.layout is not torch.strided:
+    if tensor.is_nested:
+        return "is nested, not a dense tensor. " + _instead("to_padded_tensor(0)")
+    if tensor.layout is not torch.strided:
         kind = str(tensor.layout).removeprefix("torch.")
-        reason = f"is sparse ({kind}), not a dense tensor. " + _instead("to_dense()")
-    elif tensor.dtype not in _DTYPES and not tensor.is_quantized:
-        reason = f"holds {tensor.dtype}, which a store cannot hold"
-    elif tensor.ndim == 0 or tensor.shape[0] != n_rows:
-        reason = f"has shape {tuple(tensor.shape)}; the batch has {n_rows} rows, and rows come first"
-        if tap.path:
-            some = TapName(tap.layer, path=(0,), kind=tap.kind)
-            reason += f". Choose the parts of {tap.layer} whose rows do, such as {some}"
-    if reason is not None:
-        raise CaptureError(f"{tap} {reason}")
+        return f"is sparse ({kind}), not a dense tensor. " + _instead("to_dense()")
+    if tensor.dtype not in _DTYPES and not tensor.is_quantized:
+        return f"holds {tensor.dtype}, which a store cannot hold"
+    if (reason := _other_axis(layer, tap, steps_first)) is not None:
+        return reason
+    if tensor.ndim == 0 or tensor.shape[0] != n_rows:
+        some = TapName(tap.layer, path=(0,), kind=tap.kind)
+        return (
+            f"has no rows on its first axis: it has shape {tuple(tensor.shape)}, the batch has {n_rows} "
+            "rows, and rows come first"
+            + (f". Choose the parts of {tap.layer} whose rows do, such as {some}" if tap.path else "")
+        )
+    if 0 in tensor.shape:
+        return f"gives no values: the shape of one row is {tuple(tensor.shape[1:])}"
+    return None
 
 
 def _instead(call: str) -> str:
     return f"Tap what can be stored, with a line in the forward: lt.tap('name', x.{call})"
 
 
-def check_rows_first(layer: Layer, tap: TapName) -> None:
-    """Refuse what a recurrent layer or attention gets or gives with its rows on the second axis.
+def _other_axis(layer: Layer, tap: TapName, steps_first: frozenset[str]) -> str | None:
+    """Return why the first axis is not that of the rows, where the layer tells.
 
-    The shape alone does not tell: a batch may have as many rows as the layer has steps or layers.
-
-    Raises:
-        CaptureError: with the way out.
+    The shape alone does not: a batch may have as many rows as the layer has steps or layers.
     """
-    module = layer.module
+    module, first, batch_first = layer.module, "", False
     if isinstance(module, nn.RNNBase):
         states = tap.path[:1] in ((1,), ("hx",))
-        if states or not module.batch_first:
-            _refuse_steps(layer, tap, "layers" if states else "steps", bool(module.batch_first))
-    elif isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+        batch_first = bool(module.batch_first)
+        first = "layers" if states else "" if batch_first else "steps"
+    elif isinstance(module, nn.MultiheadAttention):
         weights = tap.kind == "attention" or (tap.kind == "output" and tap.path[:1] == (1,))
-        padding = tap.path[:1] in ((3,), ("key_padding_mask",))
-        if not weights and not (tap.kind == "input" and padding):
-            _refuse_steps(layer, tap, "steps", False)
-
-
-def _refuse_steps(layer: Layer, tap: TapName, first: str, batch_first: bool) -> None:
+        padding = tap.kind == "input" and tap.path[:1] in ((3,), ("key_padding_mask",))
+        first = "" if module.batch_first or weights or padding else "steps"
+    elif layer.name in steps_first:
+        first = "steps"
+    if not first:
+        return None
     part = TapName(layer.name, path=(0,), kind=tap.kind)
     way = f"{part}, the {tap.kind}s" if batch_first else "a layer built with batch_first=True"
-    raise CaptureError(f"{tap} has {first} on its first axis, and rows come first. Choose {way}")
+    return f"has {first} on its first axis: rows come first. Choose {way}"
+
+
+def steps_first(model: nn.Module) -> frozenset[str]:
+    """Return the names of torch's transformer layers that take steps before rows, and of what is in them."""
+    found: set[str] = set()
+    for name, module in compiled.named_originals(model):
+        inside = name and (name.rpartition(".")[0] or ROOT) in found
+        if inside or (isinstance(module, _TRANSFORMERS) and _takes_steps_first(module)):
+            found.add(name or ROOT)
+    return frozenset(found)
+
+
+_TRANSFORMERS = (
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
+    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+)
+
+
+def _takes_steps_first(module: nn.Module) -> bool:
+    attention = next((inner for inner in module.modules() if isinstance(inner, nn.MultiheadAttention)), None)
+    return attention is not None and not attention.batch_first
+
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def silent(hook: Hook) -> str:
-    """Return why a hook took nothing in the first forward."""
+    """Return why a hook took nothing in the first forward, as the end of a sentence."""
     layer, kind = hook.choice.layer, hook.choice.kind
     if kind == "attention" and not attends(layer.module):
         inside = [
@@ -93,35 +119,47 @@ def silent(hook: Hook) -> str:
             if name and attends(module)
         ]
         return (
-            f"{layer.name} ({layer.type}) computed no attention that can be seen: it is no "
-            "nn.MultiheadAttention, and its forward called no scaled_dot_product_attention"
+            "computed no attention that can be seen: it is no nn.MultiheadAttention, and its forward called "
+            "no scaled_dot_product_attention"
             + (f". There is some in {', '.join(inside[:5])}" if inside else "")
         )
     if hook.call:
         verb = "got" if kind == "input" else "gave"
         what = "nothing that has a gradient" if kind == "grad" else "no tensor"
-        return f"{layer.name} ({layer.type}) {verb} {what}: there is nothing to capture"
+        return f"{verb} {what}: there is nothing to capture"
+    if isinstance(layer.module, _CONTAINERS):
+        return "only holds others: nothing runs in it"
     return (
-        f"{layer.name} ({layer.type}) did not run as a module in this forward. Either the forward does not "
-        f"call it (as with the projections inside nn.MultiheadAttention), or {UNSEEN}"
+        "did not run as a module in this forward: either the forward does not call it (as with the "
+        f"projections inside nn.MultiheadAttention), or {UNSEEN}"
     )
 
 
-def check_scripted(there: Sequence[Layer], choices: Sequence[Choice]) -> None:
-    """Refuse layers inside a module that `torch.jit` made.
+def without_scripted(
+    there: Sequence[Layer], choices: Sequence[Choice]
+) -> tuple[list[Choice], dict[str, str]]:
+    """Return the choices without those inside a module that `torch.jit` made, and those with the reason.
 
     Raises:
-        PlanError: with what to record instead.
+        PlanError: one of them was asked for by name; with what to record instead.
     """
     scripted = [layer.name for layer in there if isinstance(layer.module, torch.jit.ScriptModule)]
+    seen: list[Choice] = []
+    left_out: dict[str, str] = {}
     for choice in choices:
         name = choice.layer.name
         around = next((s for s in scripted if name != s and (s == ROOT or name.startswith(f"{s}."))), None)
-        if around is not None:
-            raise PlanError(
-                f"{name} lies inside {'the model' if around == ROOT else around}, which torch.jit made: its "
-                "layers run without Python, and no hook sees them. Record the module that it was made from"
-            )
+        if around is None:
+            seen.append(choice)
+            continue
+        reason = (
+            f"lies inside {'the model' if around == ROOT else around}, which torch.jit made: its layers run "
+            "without Python, and no hook sees them. Record the module that it was made from"
+        )
+        if choice.named is None or choice.named:
+            raise PlanError(f"{name} {reason}")
+        left_out[name] = reason
+    return seen, left_out
 
 
 def check_made(model: nn.Module) -> None:

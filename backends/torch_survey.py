@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from ..capture import tapping
 from ..capture.backend import Surveyed
 from ..capture.taps import KINDS, Layer, TapName
 from .torch_attention import AttentionCalls
 from .torch_hooks import Handle, arguments, attends, named_tap, tensors_in
+from .torch_refusals import refusal, steps_first
 
 _Note = tuple[TapName, tuple[int, ...], str]
 
@@ -17,8 +20,10 @@ _Note = tuple[TapName, tuple[int, ...], str]
 class Survey:
     """Notes what happens in a model while it is entered."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], n_rows: int) -> None:
         self._layers = list(layers)
+        self._n_rows, self._steps_first = n_rows, steps_first(model)
+        self._refused: dict[TapName, str] = {}
         self._outputs: dict[str, list[list[_Note]]] = {layer.name: [] for layer in layers}
         self._kinds: dict[str, set[str]] = {layer.name: set() for layer in layers}
         self._running: list[str] = []
@@ -48,6 +53,7 @@ class Survey:
                 len(calls),
                 tuple(note for call in calls for note in call),
                 tuple(kind for kind in KINDS if kind in self._kinds[layer.name]),
+                {tap: self._refused[tap] for call in calls for tap, *_ in call if tap in self._refused},
             )
             for layer in self._layers
             for calls in [self._outputs[layer.name]]
@@ -64,17 +70,18 @@ class Survey:
         self._running.pop()
         if attends(layer.module):
             self._kinds[layer.name].add("attention")
-        self._note(layer.name, output)
+        self._note(layer, output)
 
-    def _note(self, name: str, output: Any) -> None:
+    def _note(self, layer: Layer, output: Any) -> None:
+        name = layer.name
         calls, found = self._outputs[name], tensors_in(output)
-        call = len(calls) + 1
+        taps = [(TapName(name, len(calls) + 1, path), tensor) for path, tensor in found]
         calls.append(
-            [
-                (TapName(name, call, path), tuple(t.shape), str(t.dtype).removeprefix("torch."))
-                for path, t in found
-            ]
+            [(tap, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for tap, t in taps],
         )
+        for tap, tensor in taps:
+            if (reason := refusal(layer, tap, tensor, self._n_rows, self._steps_first)) is not None:
+                self._refused[tap] = reason
         if found:
             self._kinds[name].add("output")
         if any(t.is_floating_point() for _, t in found):
@@ -88,7 +95,7 @@ class Survey:
         if name not in self._outputs:
             self._layers.append(named_tap(name))
             self._outputs[name], self._kinds[name] = [], set()
-        self._note(name, value)
+        self._note(named_tap(name), value)
         return value
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,6 +79,8 @@ class Surveyed:
     """Taps of its calls, with the shape of the whole batch and the element type."""
     kinds: tuple[str, ...] = (OUTPUT,)
     """What it can be tapped for, of `taps.KINDS`."""
+    refused: Mapping[TapName, str] = field(default_factory=dict)
+    """Those of them that cannot be captured, with the reason."""
 
 
 class Sink(Protocol):
@@ -106,6 +109,8 @@ class Session(ABC):
     n_tokens: int | None = None
     #: Whether gradients are among the taps.
     gradients: bool = False
+    #: What patterns chose and cannot be captured, by its name, with the reason; known after `learned`.
+    left_out: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def attach(self, sink: Sink) -> None:
@@ -134,7 +139,8 @@ class Session(ABC):
         """Return what the first step showed, in the order of the model.
 
         Raises:
-            CaptureError: a chosen layer did not run, or gave nothing that can be captured.
+            CaptureError: a layer that was asked for by name did not run, or gave nothing that can be
+                captured; or nothing is left of what was chosen.
         """
 
     @abstractmethod

@@ -131,6 +131,11 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
             note = "no tensor" if one.calls else "not called"
             rows.append((one.layer.name, one.layer.type, note, "", one.calls, also))
         for i, (tap, shape, dtype) in enumerate(one.outputs):
+            if (reason := one.refused.get(tap)) is not None:
+                rows.append(
+                    (str(tap), one.layer.type, f"not captured: {reason}", "", one.calls, "" if i else also)
+                )
+                continue
             per_row = shape[1:]
             text = " x ".join(map(str, per_row)) or "1"
             try:
@@ -314,6 +319,7 @@ def info(store: str, as_json: bool, statistics: bool) -> None:
     layertap info run.zarr
     layertap info run.zarr --stats
     """
+    from .left_out import told
     from .plan import show_bytes
     from .reader import open_run
 
@@ -358,6 +364,8 @@ def info(store: str, as_json: bool, statistics: bool) -> None:
         if tap.reduction.steps:
             error = tap.error.replace("; ", "\n  ")
             click.echo(printable(f"\n{tap.name} is reduced, {tap.reduction}:\n  {error}", keep="\n"))
+    for line in told(run.left_out):
+        click.echo(printable(line))
     click.echo()
     click.echo(_summary(run))
 
@@ -494,6 +502,7 @@ def _numbers(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, .
 
 
 def _announce(store: str, manifest: Any, n_done: int, memory: str) -> None:
+    from .left_out import told
     from .place import place_of
     from .plan import show_bytes, store_bytes
 
@@ -504,6 +513,8 @@ def _announce(store: str, manifest: Any, n_done: int, memory: str) -> None:
         for t in layout.taps
     ]
     click.echo(_tap_table(rows), err=True)
+    for line in told(manifest.facts.get("left_out", {})):
+        click.echo(printable(line), err=True)
     click.echo(err=True)
     if n_done == manifest.n_rows:
         click.echo(f"{store} is complete already; nothing is changed", err=True)

@@ -79,6 +79,10 @@ class MissingPackageError(LayertapError, ImportError):
     """An optional package is not installed."""
 
 
+class LeftOutWarning(UserWarning):
+    """Some of what a pattern chose cannot be captured, and is left out."""
+
+
 def why(error: OSError) -> str:
     """Return what an error of the system, or of a store's place, says of its reason."""
     return error.strerror or str(error)

@@ -259,6 +259,11 @@ class Run:
         return self.manifest.to_json()
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """What patterns chose of the model and is not captured, by its name, with the reason."""
+        return dict(self.manifest.facts.get("left_out", {}))
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Class names by label, where they are known."""
         names = self.manifest.facts.get("classes")
@@ -320,7 +325,7 @@ class Run:
         from .report import StageReport
 
         entries = self.log
-        return StageReport.of_log(entries[-1]) if entries else None
+        return replace(StageReport.of_log(entries[-1]), left_out=self.left_out) if entries else None
 
     def torch_dataset(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,9 +25,10 @@ from .backend import Backend, Learned, Session
 from .columns import column_spec, column_values
 from .data import Batch, Preprocess, Source
 from .dtypes import DTYPES, DType
-from .errors import CaptureError, DataError, PlanError, StoreError, StoreExistsError
+from .errors import CaptureError, DataError, LeftOutWarning, PlanError, StoreError, StoreExistsError
 from .journal import versions, write_log
 from .layout import ArraySpec, Layout, array_view
+from .left_out import told
 from .parts import Part
 from .pipeline import Piece, Pipeline, Stages, explained
 from .place import PathLike, Place, place_of
@@ -177,6 +179,8 @@ class Recorder:
         self.row = 0
         #: Whether all of this part's blocks were committed before; nothing is captured then.
         self.finished = False
+        #: What patterns chose and is not captured, with the reason; known once the first batch has passed.
+        self.left_out: dict[str, str] = {}
         self._backend, self._model, self._layers = backend, model, layers
         self._settings = replace(settings, upload_bytes=self.place.upload_bytes)
         self._facts = facts
@@ -257,7 +261,7 @@ class Recorder:
     @property
     def report(self) -> StageReport:
         """Where the time went, what set the pace, and what would help; whole once the block is left."""
-        return StageReport(self.stages)
+        return StageReport(self.stages, self.left_out)
 
     def seek(self, row: int) -> None:
         """Say that the next step starts at `row`.
@@ -408,6 +412,7 @@ class Recorder:
                 "overwrite=True (--overwrite) to make it anew"
             )
         self._existing = manifest
+        self.left_out = dict(manifest.facts.get("left_out", {}))
 
     def _finish_step(self) -> None:
         if self._step is None:
@@ -438,6 +443,9 @@ class Recorder:
         session = self._session
         assert session is not None
         store = self._open_store(self._manifest(session.learned(), n_rows))
+        if self.left_out and self._on_plan is None:  # which shows it
+            lines = [f"{self.place} does not hold all that was chosen:", *told(self.left_out)]
+            warnings.warn("\n  ".join(lines), LeftOutWarning, stacklevel=2)
         if store is None:
             return
         manifest = store.manifest
@@ -511,6 +519,7 @@ class Recorder:
 
     def _manifest(self, learned: Sequence[Learned], n_rows: int) -> Manifest:
         assert self._session is not None
+        self.left_out = dict(self._session.left_out)
         self._planned = plan_taps(
             learned, self._settings, partial(tried, self._session), self._session.n_tokens
         )
@@ -534,6 +543,7 @@ class Recorder:
         model = self._backend.describe(self._model)
         facts: Json = {
             "taps": about,
+            "left_out": self.left_out,
             "model": {
                 "name": self._facts.model_name or model["type"],
                 "backend": self._backend.name,

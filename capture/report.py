@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .left_out import told
 from .plan import show_bytes
 from .stages import Stages
 
@@ -16,6 +17,8 @@ class StageReport:
 
     stages: Stages
     """Seconds of each stage, and what passed through."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """What patterns chose and was not captured, with the reason."""
 
     @classmethod
     def of_log(cls, entry: Mapping[str, Any]) -> StageReport:
@@ -124,7 +127,7 @@ class StageReport:
             for line in lines
         ]
         last = f"wall / slowest ({self.slowest}) {self.overlap:.2f}; {self.hint()}"
-        return "\n".join([*text, last])
+        return "\n".join([*text, last, *told(self.left_out)])
 
 
 def _share(part: float, whole: float) -> str:

@@ -95,14 +95,20 @@ class Choice:
     """Its taps to capture, and what lies inside them; all where this is empty."""
     kind: str = OUTPUT
     """What of the layer is captured, one of `KINDS`."""
+    named: frozenset[TapName] | None = None
+    """Those that were asked for by name, not by a pattern, and so may not be left out; None: all."""
 
     def takes(self, tap: TapName) -> bool:
         """Return whether `tap` was asked for."""
-        if tap.kind != self.kind:
-            return False
-        return not self.only or any(
-            tap.call == one.call and tap.path[: len(one.path)] == one.path for one in self.only
-        )
+        return tap.kind == self.kind and (not self.only or _is_among(tap, self.only))
+
+    def insists(self, tap: TapName) -> bool:
+        """Return whether `tap` was asked for by name, so that an error must say why it cannot be had."""
+        return self.named is None or _is_among(tap, self.named)
+
+
+def _is_among(tap: TapName, taps: Iterable[TapName]) -> bool:
+    return any(tap.call == one.call and tap.path[: len(one.path)] == one.path for one in taps)
 
 
 Pattern = str | Callable[[str, Any], bool] | tuple[Callable[[str, Any], bool], str]
@@ -149,24 +155,30 @@ def choose(layers: Sequence[Layer], patterns: Patterns) -> tuple[list[Choice], l
         SelectionError: there is no pattern.
     """
     chosen: dict[tuple[str, str], set[TapName] | None] = {}
+    named: dict[tuple[str, str], set[TapName] | None] = {}
     misses: list[Pattern] = []
     for pattern in as_list(patterns):
         if isinstance(pattern, str) and pattern.startswith("!"):
             _take_away(layers, pattern[1:], chosen)
+            named = {key: taps for key, taps in named.items() if key in chosen}
             continue
         matches = _matches(layers, pattern)
         if not matches:
             misses.append(pattern)
+        by_name = _is_name(layers, pattern)
         for name, kind, tap in matches:
-            if tap is None:
-                chosen[name, kind] = None
-            elif (taps := chosen.setdefault((name, kind), set())) is not None:
-                taps.add(tap)
+            for into in (chosen, named) if by_name else (chosen,):
+                if tap is None:
+                    into[name, kind] = None
+                elif (taps := into.setdefault((name, kind), set())) is not None:
+                    taps.add(tap)
     found = [
-        Choice(layer, frozenset(chosen[layer.name, kind] or ()), kind)
+        Choice(layer, frozenset(chosen[key] or ()), kind, None if taps is None else frozenset(taps))
         for layer in layers
         for kind in KINDS
-        if (layer.name, kind) in chosen
+        for key in [(layer.name, kind)]
+        if key in chosen
+        for taps in [named.get(key, set())]
     ]
     return found, misses
 
@@ -214,6 +226,14 @@ def _split(pattern: Pattern) -> tuple[Any, str, str]:
     if match is None or match["base"] in ("re", "type"):
         return pattern, OUTPUT, ""
     return match["base"], match["kind"], match["path"]
+
+
+def _is_name(layers: Sequence[Layer], pattern: Pattern) -> bool:
+    """Return whether `pattern` names one layer, or a tap of one."""
+    if not isinstance(pattern, str):
+        return False
+    names = {name for layer in layers for name in (layer.name, *layer.aliases)}
+    return not names.isdisjoint((pattern, _split(pattern)[0], TapName.parse(pattern).layer))
 
 
 def _take_away(

@@ -242,7 +242,7 @@ def check_facts(facts: Json) -> None:
     Raises:
         FormatError: with the key.
     """
-    for key in ("model", "data", "preprocess", "versions"):
+    for key in ("model", "data", "preprocess", "versions", "left_out"):
         if not isinstance(facts.get(key, {}), dict):
             raise FormatError(f"{key!r} is {shown(facts[key])}; it should be an object")
     if not isinstance(facts.get("score"), str | None) or len(facts.get("score") or "") > LONGEST_NAME:
@@ -268,6 +268,8 @@ def check_facts(facts: Json) -> None:
         for one in listed(facts["classes"], "'classes'"):
             if type(one) is not str or len(one) > LONGEST_NAME:
                 raise FormatError(f"the class {shown(one)} is no text of at most {LONGEST_NAME} characters")
+    for one, reason in facts.get("left_out", {}).items():
+        name(reason, f"why {shown(one)} is left out")
     for key in ("mean", "std"):
         values = facts.get("preprocess", {}).get(key)
         if values is not None and not all(type(n) in (int, float) for n in listed(values, repr(key))):
