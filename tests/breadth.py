@@ -522,8 +522,10 @@ the test's own took in place. What was not captured was left out with a reason, 
 report and by a warning. `tests/test_breadth.py` runs some of each family with every run of the tests, and
 holds them to this table.
 
-Modules counts a model itself too, leaves are modules without others in them, and taps the tensors
-captured; a layer that is called twice, or gives several, has several. What is left out:
+MViT, whose input cannot be smaller, was run on one row and on one more, and CLIP, which holds each row of
+a batch against each other, on two and on two. Modules counts a model itself too, leaves are modules
+without others in them, and taps the tensors captured; a layer that is called twice, or gives several, has
+several. What is left out:
 
 * **container**: `nn.ModuleList` and the like, which only hold others;
 * **not run**: layers that the forward does not call as modules, such as the auxiliary heads of GoogLeNet in
