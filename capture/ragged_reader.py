@@ -58,7 +58,16 @@ class RaggedTap(Tap):
         return (self[i] for i in range(len(self)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Values:
-        raise SelectionError(f"the rows of {self.name} differ in shape and make no array; {_ONE_BY_ONE}")
+        raise self._no_array()
+
+    @property
+    def stored_as(self) -> tuple[int, ...]:
+        """Refuse: what reads many rows into one array cannot read these.
+
+        Raises:
+            SelectionError: always.
+        """
+        raise self._no_array()
 
     def __getitem__(self, key: Any) -> Any:
         key, *inner = key if isinstance(key, tuple) else (key,)
@@ -87,10 +96,16 @@ class RaggedTap(Tap):
 
     def stored(self, rows: slice) -> Values:
         """Refuse: rows lie one behind the other in `values`."""
-        raise SelectionError(f"the rows of {self.name} differ in shape and make no array; {_ONE_BY_ONE}")
+        raise self._no_array()
 
     def _read(self, selectors: Sequence[Selector]) -> Values:
-        raise SelectionError(f"the rows of {self.name} differ in shape and make no array; {_ONE_BY_ONE}")
+        raise self._no_array()
+
+    def _no_array(self) -> SelectionError:
+        return SelectionError(
+            f"the rows of {self.name} differ in shape and make no array. Read them as run[{self.name!r}][17] "
+            "or [10:20], name other taps, or capture it with pad= in place of ragged="
+        )
 
     def _extents(self, rows: Any) -> NDArray[np.int64]:
         found: NDArray[np.int64] = self.parts[EXTENTS][rows].astype(np.int64)
@@ -213,6 +228,3 @@ class Elements:
                 self._tap._fill(shard, [within], [found[at - start : at - start + there]])
             at = end
         return found
-
-
-_ONE_BY_ONE = "read some of them, as in run[...][17] or run[...][10:20]"

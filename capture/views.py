@@ -31,6 +31,7 @@ class Source:
     """What dask and xarray slice: an `Array` whose texts are objects, as their length is not known."""
 
     def __init__(self, array: Array) -> None:
+        assert array.stored_as  # rows that differ in shape say here that they make no array
         self._array = array
         self.shape, self.ndim = array.shape, array.ndim
         self.dtype = np.dtype(object) if array.dtype.kind == "U" else array.dtype
@@ -101,6 +102,7 @@ def _coordinate(column: Array) -> Any:
 
 
 def _sizes(array: Array) -> list[tuple[str, int]]:
+    assert array.stored_as  # as above
     return list(zip(array.dims[1:], array.shape[1:], strict=True))
 
 

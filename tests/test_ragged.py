@@ -702,8 +702,20 @@ def test_rows_of_one_shape_are_drawn_and_others_refused(tmp_path):
     lt.draw(run, "montage", rows=5, layers="twice").save(tmp_path / "two.png")
     with pytest.raises(lt.SelectionError, match=r"rows 0 and 5 of twice have the shapes \(2, 4, 9\) and"):
         lt.draw(run, "grid", rows=[0, 5], layers="twice")
-    with pytest.raises(lt.SelectionError, match="make no array"):
-        np.asarray(run["twice"])
+
+
+@pytest.mark.parametrize("view", ["numpy", "dask", "xarray", "dataset", "torch"])
+def test_views_that_are_one_array_refuse_them_with_the_way_out(tmp_path, view):
+    tap = (run := capture(tmp_path / "run"))["twice"]
+    views = {
+        "numpy": lambda: np.asarray(tap),
+        "dask": lambda: tap.dask(),
+        "xarray": lambda: tap.xarray(),
+        "dataset": lambda: run.xarray(),
+        "torch": lambda: run.torch_dataset(),
+    }
+    with pytest.raises(lt.SelectionError, match=r"twice differ in shape and make no array.*pad="):
+        views[view]()
 
 
 def test_the_command_line_has_the_same_choices(tmp_path):
