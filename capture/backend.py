@@ -210,7 +210,8 @@ class Session(ABC):
         shape = tuple(getattr(logits, "shape", ()))
         if len(shape) != 2 or shape[1] < 2 or n_classes not in (None, shape[1]):
             return None
-        return logits.argmax(1) if "float" in str(logits.dtype) else None
+        kind = str(logits.dtype)
+        return logits.argmax(1) if "float" in kind and "float8" not in kind else None
 
 
 class Backend(ABC):

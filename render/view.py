@@ -7,6 +7,7 @@ channels of one pixel; the tokens of a sequence are wrapped into a square, each 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +115,11 @@ def _layer(tap: Tap, spec: Spec, choice: ChannelChoice, stats: RunStatistics) ->
     if how == "auto":
         how = "first" if isinstance(spec, GridSpec) and len(order) > 1 else "all"
     rows = np.array(spec.rows)
+    channels: Sequence[int]  # a store may claim any number, so they are not listed before they are read
     if how == "list":
         channels = choice.indices(n_channels, f"{unit} of {tap.name}:")
     else:
-        channels = tuple(range(n_channels if how != "first" else min(choice.n or 9, n_channels)))
+        channels = range(n_channels if how != "first" else min(choice.n or 9, n_channels))
     class_token = len(order) == 2 and _has_class_token(tap.shape[1 + order[1]])
     if how == "top" and not class_token and choice.n is not None:
         some = candidates(stats, tap.name, rows, choice.by, choice.n)
@@ -138,7 +140,7 @@ def _layer(tap: Tap, spec: Spec, choice: ChannelChoice, stats: RunStatistics) ->
         tap.name,
         tap.type,
         tuple(tap.shape[1:]),
-        channels,
+        tuple(channels),
         n_channels,
         unit,
         choice.by if how == "top" and choice.by != "index" else None,
@@ -158,12 +160,12 @@ def _axes(dims: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(([tiled] if dims else []) + [i for i in range(len(dims)) if i != tiled])
 
 
-def _read(tap: Tap, rows: Values, order: tuple[int, ...], channels: tuple[int, ...]) -> Values:
+def _read(tap: Tap, rows: Values, order: tuple[int, ...], channels: Sequence[int]) -> Values:
     """Return floats of shape (rows, channels, ...), the tiled axis second."""
     if not order:
         return _floats(np.asarray(tap[rows]).reshape(-1, 1))
     n = tap.shape[1 + order[0]]
-    every = len(channels) == n and channels == tuple(range(n))  # a store may claim any number
+    every = channels == range(n) or (len(channels) == n and tuple(channels) == tuple(range(n)))
     key: list[Any] = [rows, *[slice(None)] * len(order)]
     if not every:
         key[1 + order[0]] = np.array(channels)

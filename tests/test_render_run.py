@@ -33,6 +33,10 @@ class FakeTap(FakeArray):
     def __init__(self, name: str, values: Values, dims: tuple[str, ...] = MAPS, type: str = "Conv2d") -> None:
         super().__init__(name, dims, values)
         self.layer, self.type = name, type
+        self.bound = self.shape[1:]
+
+    def of_one_shape(self, rows: Any) -> FakeTap:
+        return self
 
 
 class FakeRun:

@@ -204,7 +204,7 @@ def test_hooks_of_others_are_neither_moved_nor_lost(tmp_path):
             r"inner lies on the meta device and has no values: load the model's weights",
         ),
         (lambda x: torch.zeros(6, 2, dtype=torch.complex32), "complex32, which a store cannot hold"),
-        (lambda x: x.to(torch.float8_e5m2), "float8"),
+        (lambda x: x.to(torch.float8_e5m2fnuz), "float8_e5m2fnuz"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
@@ -267,3 +267,17 @@ def test_complex_tensors_and_their_lazy_conjugates_are_captured(tmp_path, codec)
         Gives(make), rows(), tmp_path / "g", ["inner:grad"], score=lambda out: out.abs().square().sum(1)
     )
     assert np.allclose(grad["inner:grad"][...], 2 * (rows() - 2j * rows()))
+
+
+def test_float8_logits_are_stored_and_predict_nothing(tmp_path):
+    class Eighths(nn.Module):
+        def forward(self, x):
+            return x.to(torch.float8_e4m3fn)
+
+    rows = torch.randn(6, 5)
+    run = lt.record_dataset(
+        Eighths(), torch.utils.data.TensorDataset(rows), tmp_path / "s", ["."], batch_size=2
+    )
+    assert run["."].dtype == "float8_e4m3fn"
+    assert (run["."][...].view(np.uint8) == rows.to(torch.float8_e4m3fn).view(torch.uint8).numpy()).all()
+    assert "prediction" not in run.rows
