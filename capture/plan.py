@@ -30,7 +30,7 @@ from .ragged import Form, Rule, Varying, check_pad, extents_spec, is_masked, mas
 from .reduce import VALUES, Cast, Chain, Int8, Reductions, Rows
 from .reduce_text import choose
 from .statistics import Choice, Statistics
-from .taps import distinct_folders
+from .taps import ATTENTION, OUTPUT, distinct_folders
 
 DEFAULT_MEMORY = "2GiB"
 _BLOCK_BYTES = 64 * 2**20
@@ -183,7 +183,7 @@ def _planned_tap(
     vary = () if rule is None else rule.axes(len(learned.shape))
     if 0 in [n for axis, n in enumerate(learned.shape) if axis not in vary]:
         raise PlanError(f"{learned.name} gives no values: the shape of one row is {learned.shape}")
-    rows = Rows(learned.shape, dims_of(learned.shape)[1:], learned.dtype)
+    rows = Rows(learned.shape, dims_of(learned.shape, learned.tap.kind)[1:], learned.dtype)
     if settings.dtype is not None and not any(isinstance(step, Int8) for step in chain.steps):
         chain = chain | Cast(settings.dtype)
     asked = chain
@@ -243,8 +243,10 @@ def _varied(values: ArraySpec, form: Form, rule: Rule) -> tuple[ArraySpec, list[
     return room, [mask_spec(room, form.axes)]
 
 
-def dims_of(shape: Sequence[int]) -> tuple[str, ...]:
+def dims_of(shape: Sequence[int], kind: str = OUTPUT) -> tuple[str, ...]:
     """Return names for the axes of a tap whose rows have `shape`, by the usual meaning of their number."""
+    if kind == ATTENTION and len(shape) == 3:
+        return ("row", "head", "query", "key")
     names = {
         0: (),
         1: ("feature",),

@@ -48,7 +48,7 @@ VALUES = "values"
 #: Rows that a basis is fitted to where nothing is said.
 FIT_ROWS = 1024
 
-_CHANNELS = ("channel", "feature", "component")
+_CHANNELS = ("channel", "feature", "component", "head")
 _HALF = 2.0**-24  # unit roundoff of float32
 
 

@@ -21,7 +21,7 @@ ROOT = "."
 #: What a layer may be tapped for, in the order in which a store holds it: what goes in, how it attends, what
 #: comes out, and the gradient of what came out.
 KINDS = ("input", "attention", "output", "grad")
-OUTPUT = "output"
+OUTPUT, ATTENTION = "output", "attention"
 
 Key = int | str
 Path = tuple[Key, ...]

@@ -152,7 +152,7 @@ def _layer(tap: Tap, spec: Spec, choice: ChannelChoice, stats: RunStatistics) ->
 
 def _axes(dims: tuple[str, ...]) -> tuple[int, ...]:
     """Return the order in which a row's axes are read: what is tiled first, then down, then across."""
-    tiled = next((i for i, dim in enumerate(dims) if dim in ("channel", "component")), None)
+    tiled = next((i for i, dim in enumerate(dims) if dim in ("channel", "component", "head")), None)
     if tiled is None and len(dims) == 2:
         # Of (token, feature) each feature is a map of the tokens.
         tiled = next((i for i, dim in enumerate(dims) if dim == "feature"), 0)

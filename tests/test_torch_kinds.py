@@ -584,6 +584,7 @@ def test_the_weights_of_multihead_attention_are_those_that_torch_gives(tmp_path,
     run = lt.open(tmp_path / "s")
     assert np.array_equal(run["heads:attention"][...], whole(got))
     assert run["heads:attention"].shape[:3] == (6, 4, 5)
+    assert run["heads:attention"].dims == ("row", "head", "query", "key")
     torch.set_rng_state(state)
     with torch.no_grad():
         for batch in torch.from_numpy(sequences()).split(4):
