@@ -22,8 +22,8 @@ from ..capture.errors import CaptureError, SelectionError
 from ..capture.layout import Layout, array_view
 from ..capture.left_out import told
 from ..capture.pipeline import Memory, Piece, Slab
-from ..capture.ragged import Form, checked_mask, ways
-from ..capture.ragged_arrays import Given, put_rows
+from ..capture.ragged import Form, check_in_time, checked_mask, ways
+from ..capture.ragged_arrays import Given, put_mask, put_rows
 from ..capture.reduce import Chain, Rows
 from ..capture.reduce_arrays import apply
 from ..capture.taps import (
@@ -86,6 +86,9 @@ class ArraysSession(Session):
         self._reductions: Sequence[tuple[Chain, Rows]] = ()
         self._forms: Sequence[Form] = ()
         self._mask: Values | None = None
+        self._pieces: Sequence[Piece] | None = ()
+        #: Of taps whose rows may vary, the shape of the batch.
+        self._batch_shapes: dict[int, tuple[int, ...]] = {}
         #: Of taps that are a list with one array for each row, the paths of the list and inside an entry.
         self._listed: dict[TapName, tuple[Path, Path]] = {}
         self._layout: Layout | None = None
@@ -109,6 +112,8 @@ class ArraysSession(Session):
             return self._function(*inputs, **kwargs)
         n_rows = _batch_rows((*inputs, *kwargs.values()))
         pieces = self._sink.begin(n_rows)
+        self._pieces = pieces
+        self._batch_shapes.clear()
         mask = kwargs.get(self.varying.mask) if self.varying.mask is not None else None
         self._mask = None if mask is None else np.asarray(_to_numpy(mask))
         if pieces is None:
@@ -152,6 +157,25 @@ class ArraysSession(Session):
         self._forms = forms
         if self._mask is not None and any(form.minds_mask for form in forms):
             checked_mask(str(self.varying.mask), self._mask.shape, len(next(iter(self._learned.values()))))
+
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether rows may vary and the function got no mask."""
+        return bool(self.varying.rules) and self._mask is None
+
+    def mask(self, mask: Any) -> None:
+        """Say which tokens of the step's rows are their own."""
+        self._mask = array = np.asarray(_to_numpy(mask))
+        if self._pieces is None:
+            self.n_tokens = array.shape[1] if array.ndim == 2 else None
+        elif self._pieces:
+            assert self._layout is not None
+            check_in_time(self._forms)
+            checked_mask(str(self.varying.mask), array.shape, len(array))
+            for i, shape in self._batch_shapes.items():
+                for piece in self._pieces:
+                    beside = array_view(self._layout, self._layout.numbers[i][1], piece.slab.memory)
+                    put_mask(self._forms[i], beside, piece.start, shape, array[piece.batch])
 
     def reduced(self, i: int, chain: Chain, rows: Rows) -> tuple[Values, ...]:
         """Return what `chain` makes of tap `i` of the first call."""
@@ -269,6 +293,8 @@ class ArraysSession(Session):
         form = self._forms[i] if self._forms else None
         if form is not None and form.rule is not None:
             self._put(form, self._layout.numbers[i], value, n_rows, pieces)
+            if not isinstance(value, list):
+                self._batch_shapes[i] = tuple(value.shape)
             return
         array = _to_numpy(value)
         expected, bound = (n_rows, *self._shapes[i]), self._reductions[i] if self._reductions else None

@@ -37,7 +37,7 @@ from ..capture.errors import CaptureError, DataError, PlanError
 from ..capture.layout import Layout
 from ..capture.left_out import told
 from ..capture.pipeline import Memory, Piece, Slab
-from ..capture.ragged import Form, ways
+from ..capture.ragged import Form, check_in_time, ways
 from ..capture.reduce import Chain, Rows
 from ..capture.score import Score
 from ..capture.taps import (
@@ -67,7 +67,7 @@ from .torch_hooks import (
     hook_of,
     parts_of,
 )
-from .torch_ragged import Given, Masks, check_rows, put, row_tensors, shape_of
+from .torch_ragged import Given, Masks, check_rows, put, put_mask, row_tensors, shape_of
 from .torch_reduce import Reducer
 from .torch_refusals import (
     UNSEEN,
@@ -216,6 +216,8 @@ class TorchSession(Session):
         self._masks: Masks | None = None
         self._mask: Tensor | None = None
         self._minds_mask = False
+        #: Of taps whose rows may vary, the shape of the step's batch.
+        self._batch_shapes: dict[int, tuple[int, ...]] = {}
         self._seen: list[TapName] = []
         self._refused: dict[TapName, str] = {}
         self._steps_first = steps_first(model)
@@ -558,8 +560,33 @@ class TorchSession(Session):
             raise CaptureError(f"{name} is a {type(given).__name__} this time, not a tensor")
         if len(given) != self._n_rows:
             raise CaptureError(f"{name} has {len(given)} rows this time, and the batch has {self._n_rows}")
+        if isinstance(given, Tensor):
+            self._batch_shapes[tap.index] = tuple(given.shape)
         for views, piece in self.copies or ():
             put(self._forms[tap.index], [views[number] for number in numbers], piece, given, self._mask)
+
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether rows may vary and the forward got no mask."""
+        return bool(self.varying.rules) and self._mask is None
+
+    def mask(self, mask: Any) -> None:
+        """Say which tokens of the step's rows are their own."""
+        tensor = mask.detach() if isinstance(mask, Tensor) else torch.as_tensor(np.asarray(mask))
+        copies, _, learning = self._of_step
+        if learning:
+            self._mask = tensor.clone()
+            self.n_tokens = tensor.shape[1] if tensor.ndim == 2 else None
+        elif copies is not None:
+            check_in_time(self._forms)
+            assert self._masks is not None
+            assert self._memory is not None
+            self._mask = checked = self._masks.checked(tensor, self._n_rows)
+            assert checked is not None
+            for index, shape in self._batch_shapes.items():
+                for views, piece in copies:
+                    put_mask(self._forms[index], views[self._numbers[index][1]], piece, shape, checked)
+            self._memory.computed()
 
     def _reducer_for(self, tap: Tap, tensor: Any) -> Reducer | None:
         """Return what reduces a batch, of another shape than the first one's perhaps.
@@ -646,6 +673,7 @@ class TorchSession(Session):
         pieces = self._sink.begin(n_rows)  # finishes the step before, which has rows of its own
         self._n_rows = n_rows
         self._mask = None
+        self._batch_shapes.clear()
         self.step += 1
         for hook in self._hooks:
             hook.call = 0

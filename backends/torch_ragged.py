@@ -11,6 +11,7 @@ What shaped it:
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,30 @@ def put(form: Form, views: Sequence[Tensor], piece: Piece, given: Given, mask: T
         _put_padded(form, views[0][piece.rows], views[1][piece.rows], rows, mask)
 
 
+def put_mask(form: Form, beside: Tensor, piece: Piece, shape: tuple[int, ...], mask: Tensor) -> None:
+    """Say of rows that were put which tokens are their own.
+
+    Args:
+        form: how the tap's rows come.
+        beside: the table or mask beside its values in the slab.
+        piece: which rows, and where.
+        shape: of the whole batch.
+        mask: of the whole batch.
+
+    Raises:
+        CaptureError: the mask is one of other tokens.
+    """
+    if not form.heeds(shape, mask.shape):
+        return
+    mine = mask[piece.batch]
+    assert form.rule is not None
+    if form.rule.pad is None:
+        table = _table(form, (len(mine), *shape[1:]), piece.start * math.prod(form.shape), mine)
+        beside.view(torch.int64)[piece.rows].copy_(table)
+    else:
+        _leave_out(beside[piece.rows], mine)
+
+
 def _put_ragged(
     form: Form, values: Tensor, table: Tensor, piece: Piece, rows: Given, mask: Tensor | None
 ) -> None:
@@ -129,8 +154,12 @@ def _put_padded(form: Form, values: Tensor, own: Tensor, rows: Given, mask: Tens
     values[window].copy_(rows.detach())
     own[(slice(None), *(window[1 + axis] for axis in form.axes))] = True
     if mask is not None and form.heeds(rows.shape, mask.shape):
-        kept = mask.to(own.device)
-        own[:, : kept.shape[1]] &= kept.reshape(*kept.shape, *[1] * (own.ndim - 2))
+        _leave_out(own, mask)
+
+
+def _leave_out(own: Tensor, mask: Tensor) -> None:
+    kept = mask.to(own.device)
+    own[:, : kept.shape[1]] &= kept.reshape(*kept.shape, *[1] * (own.ndim - 2))
 
 
 def row_tensors(value: Any, n_rows: int) -> list[tuple[Path, Path, list[Tensor]]]:

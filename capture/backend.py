@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .columns import check_cast
 from .data import Batch, Source, as_source, prefetched
 from .dtypes import DType
-from .errors import MissingPackageError, PlanError, SelectionError
+from .errors import CaptureError, MissingPackageError, PlanError, SelectionError
 from .layout import Layout
 from .pipeline import Memory, Piece, Slab
 from .ragged import Form, Varying
@@ -169,6 +169,19 @@ class Session(ABC):
             raise PlanError(
                 f"{type(self).__name__} takes rows of one shape alone: leave out ragged= and pad="
             )
+
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether `mask` may still say which tokens of the step are the rows' own."""
+        return False
+
+    def mask(self, mask: Any) -> None:
+        """Say which tokens of the step's rows are their own, where its forward was not told.
+
+        Raises:
+            CaptureError: the mask does not say that, or comes too late for a tap.
+        """
+        raise CaptureError(f"{type(self).__name__} takes no mask after the forward")
 
     def reduced(self, i: int, chain: Chain, rows: Rows) -> tuple[NDArray[Any], ...]:
         """Return what `chain` makes of some rows of tap `i` of the first step: values, then further parts."""

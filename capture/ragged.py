@@ -357,6 +357,20 @@ def runs(mask: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.where(whole, first, -1), kept
 
 
+def check_in_time(forms: Sequence[Form]) -> None:
+    """Refuse a mask that comes after the forward, in which a tap was reduced to some of its tokens.
+
+    Raises:
+        CaptureError: with the tap.
+    """
+    late = next((form for form in forms if form.minds_mask and form.rule is None), None)
+    if late is not None:
+        raise CaptureError(
+            f"{late.name} is reduced by {late.chain} while the model runs, and the mask came after that; "
+            "give the model the mask as an argument"
+        )
+
+
 def checked_mask(name: str, shape: Sequence[int], n_rows: int) -> None:
     """Refuse what does not say of each token of each row whether it is one of the row's own.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -41,6 +42,30 @@ def put_rows(
             _put_padded(form, views[0][rows], views[1][rows], given, mask)
 
 
+def put_mask(form: Form, beside: Values, start: int, shape: tuple[int, ...], mask: Values) -> None:
+    """Say of rows that were put which tokens are their own.
+
+    Args:
+        form: how the tap's rows come.
+        beside: the table or mask beside its values in the slab.
+        start: the first row in the slab.
+        shape: shape of the batch.
+        mask: of the rows.
+
+    Raises:
+        CaptureError: the mask is one of other tokens.
+    """
+    if not form.heeds(shape, mask.shape):
+        return
+    assert form.rule is not None
+    mine = beside[start : start + len(mask)]
+    if form.rule.pad is None:
+        at = start * math.prod(form.shape)
+        mine.view(np.int64)[:] = table_of(shape[1:], at, len(mask), *runs(mask))
+    else:
+        _leave_out(mine, mask)
+
+
 def _put_ragged(
     form: Form, values: Values, table: Values, start: int, given: Given, mask: Values | None
 ) -> None:
@@ -71,5 +96,9 @@ def _put_padded(form: Form, values: Values, own: Values, given: Given, mask: Val
     np.copyto(values[window], given, casting="unsafe")
     own[(slice(None), *(window[1 + axis] for axis in form.axes))] = True
     if mask is not None and form.heeds(given.shape, mask.shape):
-        kept = mask.astype(bool)
-        own[:, : kept.shape[1]] &= kept.reshape(*kept.shape, *[1] * (own.ndim - 2))
+        _leave_out(own, mask)
+
+
+def _leave_out(own: Values, mask: Values) -> None:
+    kept = mask.astype(bool)
+    own[:, : kept.shape[1]] &= kept.reshape(*kept.shape, *[1] * (own.ndim - 2))

@@ -285,7 +285,8 @@ class Recorder:
             columns: one value for each row: numbers, texts or arrays of one shape, in numpy or in the model's
                 framework. `label` and `prediction` are class numbers and `id` a name; `picture` is uint8
                 (rows, height, width, 1 or 3); `input` is what the model got, of which the picture is made
-                with the `mean` and `std` that `record` was given.
+                with the `mean` and `std` that `record` was given. Where taps are ragged or padded and the
+                model got no mask, `attention_mask` (or what `record` calls `mask`) is that of its tokens.
 
         Raises:
             DataError: a column is not as long as the batch, or was not there in the first batch.
@@ -301,6 +302,9 @@ class Recorder:
                     f"{name!r} {has}; the batch has {n_rows} rows "
                     f"({self._step[0]} to {self._step[0] + n_rows - 1})"
                 )
+        mask = self._settings.varying.mask
+        if mask in columns and self._session is not None and self._session.lacks_mask:
+            self._session.mask(columns.pop(mask))
         picture = self._picture(columns.pop("input")) if "input" in columns else None
         if picture is not None:
             columns.setdefault("picture", picture)

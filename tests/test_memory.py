@@ -67,6 +67,14 @@ print(status("VmHWM") - before)
 
 ARRAYS = "MODEL, LAYERS = (lambda batch: {'maps': batch}), ['maps']\n"
 MEASURED = f"{ARRAYS}MORE = {{'stats': 'all'}}\n"
+#: Batches of 7 to 64 tokens; the longest come often enough to fill the room of each step.
+RAGGED = """
+import itertools
+count = itertools.count()
+LENGTHS = [64, 7, 40, 64, 33]
+MODEL, LAYERS = (lambda batch: {"maps": batch[:, : LENGTHS[next(count) % 5]]}), ["maps"]
+MORE = {"ragged": "maps:64"}
+"""
 TORCH = """
 import torch
 torch.set_num_threads(1)
@@ -101,10 +109,12 @@ def peak(
         ((2048,), 97, "none", 24 * MIB, 97 * 40, ARRAYS),
         ((2,), 1, "none", 16 * MIB, 6000, ARRAYS),
         ((64, 32, 32), 16, "none", 44 * MIB, 160, MEASURED),
+        ((64, 1024), 16, "none", 24 * MIB, 480, RAGGED),
+        ((64, 1024), 16, "zstd", 40 * MIB, 480, RAGGED),
     ],
     ids=[
         *("maps", "maps encoded", "maps of torch", "rows of 12 MB", "one row a chunk", "one row a step"),
-        "statistics",
+        *("statistics", "ragged", "ragged encoded"),
     ],
 )
 def test_the_peak_is_the_budget_whatever_the_length(tmp_path, shape, step, codec, memory, n_rows, model):

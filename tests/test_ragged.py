@@ -425,6 +425,35 @@ def test_a_mask_of_another_form_is_refused(tmp_path):
         capture(tmp_path / "run", Odd())
 
 
+@pytest.mark.parametrize("how", [{"ragged": "twice:9"}, {"ragged": None, "pad": "twice:9"}])
+def test_a_mask_may_come_beside_the_rows_where_the_model_takes_none(tmp_path, how):
+    class Beside(Sequences):
+        def batch(self, rows: range) -> lt.Batch:
+            batch = super().batch(rows)
+            batch.columns["attention_mask"] = batch.kwargs.pop("attention_mask")
+            return batch
+
+    capture(tmp_path / "argument", **how)
+    run = capture(tmp_path / "beside", Beside(), **how)
+    assert _but_model(contents(tmp_path / "beside")) == _but_model(contents(tmp_path / "argument"))
+    assert list(run.rows) == ["n"]
+
+
+def test_a_mask_that_comes_after_tokens_were_chosen_is_refused(tmp_path):
+    def model(batch: Any) -> dict[str, Any]:
+        return {"twice": batch * 2, "last": batch}
+
+    class Beside(Sequences):
+        def batch(self, rows: range) -> lt.Batch:
+            batch = super().batch(rows)
+            batch.columns["attention_mask"] = batch.kwargs.pop("attention_mask")
+            return batch
+
+    options: dict[str, Any] = {"ragged": "twice:9", "reduce": {"last": "tokens:last"}, "batch_size": 4}
+    with pytest.raises(lt.CaptureError, match=r"last is reduced by tokens:last while the model runs"):
+        lt.record_dataset(model, Beside(), tmp_path / "run", ["**"], **options)
+
+
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("which", ["first", "last", "mean"])
 def test_tokens_are_those_that_the_mask_leaves(tmp_path, which, left):

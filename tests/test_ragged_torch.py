@@ -164,6 +164,18 @@ def test_a_mask_that_comes_only_later_is_refused(tmp_path):
             rec(ids, attention_mask=mask if i else None)
 
 
+@pytest.mark.parametrize("how", [{"ragged": "**:9"}, {"pad": "**:9"}])
+@pytest.mark.parametrize("left", [False, True])
+def test_a_mask_may_be_annotated_where_the_model_takes_none(tmp_path, how, left):
+    model = Encoder().eval()
+    record(model, tmp_path / "argument", ["embed", "head"], left, **how)
+    with torch.no_grad(), lt.record(model, tmp_path / "annotated", ["embed", "head"], **how) as rec:
+        for ids, mask in batches(left):
+            rec(ids)
+            rec.annotate(attention_mask=mask, n=mask.sum(1))
+    assert contents(tmp_path / "annotated") == contents(tmp_path / "argument")
+
+
 def test_a_batch_is_one_copy_into_its_room(tmp_path):
     class Copies(TorchDispatchMode):
         n_bytes = 0
