@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,28 @@ def test_a_forked_process_has_files_and_locks_of_its_own(folder):
         os._exit(0 if target.tobytes() == ODD[4].tobytes() and chunks._own is not own else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     own.lock.release()
+
+
+def test_of_threads_that_want_a_chunk_at_once_one_reads_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = lt.open(folder / "none")
+    chunks = Chunks(run, [1], keep_bytes=2**24)
+    length = chunks.chunk_rows[0]
+    assert length > 4
+    begun, real = [], Shard.fill
+
+    def slowly(self: Shard, wanted: Any) -> None:
+        begun.append(wanted)
+        time.sleep(0.05)  # long enough for the others to come
+        real(self, wanted)
+
+    monkeypatch.setattr(Shard, "fill", slowly)
+    targets = [np.empty((length, 4 * 1001), np.uint8) for _ in range(4)]
+    wanted = np.arange(length)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda target: chunks.rows(0, wanted, target), targets))
+    assert len(begun) == 1
+    for target in targets:
+        assert (target.view(np.float32) == ODD[:length]).all()
+    assert not chunks._mine().turns
