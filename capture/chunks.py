@@ -57,7 +57,15 @@ class _Own:
         self.shards: OrderedDict[Hashable, _Opening] = OrderedDict()
         self.chunks: OrderedDict[Hashable, Bytes2D] = OrderedDict()
         self.n_bytes = 0
+        self.turns: dict[Hashable, threading.Lock] = {}
         self.most_open = min(MOST_OPEN, _most_files() // 2)
+
+    def kept(self, key: Hashable) -> Bytes2D | None:
+        """Return a chunk that is kept, and keep it longest."""
+        chunk = self.chunks.get(key)
+        if chunk is not None:
+            self.chunks.move_to_end(key)
+        return chunk
 
 
 class Chunks:
@@ -174,10 +182,21 @@ class Chunks:
         """Return the rows of an inner chunk, checked; shape (chunk rows, row_bytes), not to be changed."""
         own, key = self._mine(), (array, block, number)
         with own.lock:
-            kept = own.chunks.get(key)
-            if kept is not None:
-                own.chunks.move_to_end(key)
+            if (kept := own.kept(key)) is not None:
                 return kept
+            turn = own.turns.setdefault(key, threading.Lock())
+        with turn:  # of two that want it at once, one reads it
+            with own.lock:
+                if (kept := own.kept(key)) is not None:
+                    return kept
+            try:
+                return self._read(own, key)
+            finally:
+                with own.lock:
+                    own.turns.pop(key, None)
+
+    def _read(self, own: _Own, key: tuple[int, int, int]) -> Bytes2D:
+        array, block, number = key
         size, row_bytes = self.chunk_rows[array], self.specs[array].row_bytes
         check_room(size * row_bytes, f"an inner chunk of {self.specs[array].name}")
         chunk: Bytes2D = np.empty((size, row_bytes), np.uint8)
