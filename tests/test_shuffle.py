@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -246,6 +247,7 @@ def test_an_epoch_reads_each_byte_once_in_few_calls_and_opens_each_shard_once(ru
         real_open(self, place, name, *rest)
 
     def reading(fd: int, buffers: list[memoryview], at: int) -> int:
+        time.sleep(0.002)  # long enough for another reader to want the same
         n_bytes = real_read(fd, buffers, at)
         calls.append((len(buffers), n_bytes))
         return n_bytes
