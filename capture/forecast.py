@@ -230,11 +230,10 @@ def plan(
     chosen = backend_named(backend) if backend else backend_for(model)
     if batch_size < 1:
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
-    source, place = source_of(chosen, data, mean, std), place_of(path, storage)
+    source, place = source_of(chosen, data, mean, std, lists=bool(ragged or pad)), place_of(path, storage)
     batch_size = min(batch_size, source.n_rows)
     if not is_fitted(reduce):
         reduce = fitted(reduce, chosen, model, source, layers, batch_size, score=score)
-    source.lists = bool(ragged or pad)
     how = varying(ragged, pad, mask)
     settings = Settings(dtype, codec, memory, writers, place.upload_bytes, reduce=reduce, varying=how)
     n_workers = source.default_workers if workers is None else workers

@@ -201,9 +201,8 @@ def record_dataset(
         check_score(score)
     if batch_size < 1:
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
-    source, place = source_of(chosen, data, mean, std), place_of(path, storage)
+    source, place = source_of(chosen, data, mean, std, lists=bool(ragged or pad)), place_of(path, storage)
     batch_size = min(batch_size, source.n_rows)
-    source.lists = bool(ragged or pad)
     if not is_fitted(reduce):
         going_on = None if overwrite else place
         reduce = fitted(reduce, chosen, model, source, layers, batch_size, going_on, score)
@@ -256,9 +255,16 @@ def _settings(
 
 
 def source_of(
-    backend: Backend, data: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    backend: Backend,
+    data: Any,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    lists: bool = False,
 ) -> Source:
     """Return a source for `data`, with what it was, or is to be, normalised with.
+
+    `lists`: inputs that differ in size go to the model as a list.
 
     Raises:
         DataError: it cannot be used so.
@@ -271,6 +277,7 @@ def source_of(
             f"{source.name} gives arrays, and only pictures are resized and cropped; give arrays of the "
             "right size"
         )
+    source.lists = lists
     return source
 
 
