@@ -96,12 +96,11 @@ class Settings:
             return self.writers
         if self.upload_bytes:
             return 4  # they wait more than they work
-        # Two keep a disk busy; what encodes is bound by cores, of which half are the model's.
+        if self.codec == "none":
+            return 3  # two keep a disk busy while one waits until its block is durable
+        # Encoding is bound by cores, of which half are the model's.
         cores = n_cores()
-        encoders = (
-            0 if self.codec == "none" else min(cores // 2, _MOST_WRITERS, self.memory_bytes // _WRITER_BYTES)
-        )
-        return max(min(2, cores), encoders)
+        return max(min(2, cores), min(cores // 2, _MOST_WRITERS, self.memory_bytes // _WRITER_BYTES))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .colormaps import Mark
 from .scale import Scale, TileFacts, blank, entries, fit
-from .spec import Scope, Spec
+from .spec import Scope, TilesSpec
 from .view import LayerView, RowView, View
 
 _TILE = 64  # pixels across that a tile should have
@@ -56,7 +56,7 @@ class Block:
         return scale if scale.single else None
 
 
-def scaled(view: View, spec: Spec) -> tuple[Block, ...]:
+def scaled(view: View, spec: TilesSpec) -> tuple[Block, ...]:
     """Return a block for each layer of `view`, on the scale that `spec` asks for."""
     facts = [TileFacts.of(*_cells(layer)) for layer in view.layers]
     scales = _scales(facts, spec)
@@ -72,7 +72,7 @@ def _cells(layer: LayerView) -> tuple[NDArray[Any], int]:
     return values, values.shape[2] * values.shape[3]
 
 
-def _scales(facts: Sequence[TileFacts], spec: Spec) -> list[Scale]:
+def _scales(facts: Sequence[TileFacts], spec: TilesSpec) -> list[Scale]:
     if not isinstance(spec.scope, str):
         return [_given(spec.scope, spec.colormap)] * len(facts)
     if spec.scope == "figure":
@@ -177,12 +177,12 @@ def listing(tiles: Sequence[int], unit: str, fits: Callable[[str], bool]) -> str
     return amount
 
 
-def tile_columns(n: int, spec: Spec) -> int:
+def tile_columns(n: int, spec: TilesSpec) -> int:
     """Return how many of `n` tiles stand in a line, so that none is lost."""
     return min(spec.columns or math.isqrt(max(n - 1, 0)) + 1, n)
 
 
-def tile_factor(shape: tuple[int, int], n: int, columns: int, spec: Spec) -> int:
+def tile_factor(shape: tuple[int, int], n: int, columns: int, spec: TilesSpec) -> int:
     """Return the whole number of pixels that a value takes in each direction."""
     if spec.magnification is not None:
         return spec.magnification

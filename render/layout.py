@@ -13,7 +13,7 @@ from ..capture.errors import DrawError
 from .blocks import Block, Remark, listing, number, scaled, tile_columns, tile_factor
 from .lettering import shorten, text_width, wrap, wrap_name
 from .sheet import Bar, Ink, Panel, Photo, Sheet, Text
-from .spec import GridSpec, MontageSpec, Spec
+from .spec import GridSpec, MontageSpec, Spec, TilesSpec
 from .view import RowView, View
 
 MARGIN = 18
@@ -108,7 +108,7 @@ class _Page:
             x, y = panel.place(i)
             self.texts.append(Text(x, y - 3, label, NUMBER, ink=Ink.GREY))
 
-    def caption(self, x: int, y: int, width: int, block: Block, spec: Spec) -> int:
+    def caption(self, x: int, y: int, width: int, block: Block, spec: TilesSpec) -> int:
         """Write what is shown and on which scale, and what each mark stands for behind a sample of it."""
         scope = _SCOPES[spec.scope] if isinstance(spec.scope, str) else "the scale was given"
         said = [_shown(block), block.layer.note, scope]
@@ -223,7 +223,7 @@ def _gap(width: int) -> int:
     return TILE_GAP if width > 16 else CELL_GAP
 
 
-def _numbering(labels: Iterable[int | str], width: int, spec: Spec) -> tuple[int, bool]:
+def _numbering(labels: Iterable[int | str], width: int, spec: TilesSpec) -> tuple[int, bool]:
     """Return the gap between tiles of a width, and whether they are numbered.
 
     Where numbers were asked for, the gap makes room for them; else they are left out where there is none.

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..capture.errors import DrawError, closest
-from .layout import grid, montage
+from ..capture.errors import DrawError
+from .kinds import kind as kind_of
 from .painters import Painter, default_painter, painter
-from .selection import Rows, class_column, select_layers, select_rows
+from .selection import Rows, class_column, select_rows
 from .sheet import Sheet
-from .spec import SPECS, GridSpec, MontageSpec, Spec
-from .view import class_name, take
+from .spec import Spec
+from .view import class_name
 
 if TYPE_CHECKING:
     from ..capture.reader import Run
@@ -87,7 +87,7 @@ class Picture:
 
 def draw(
     run: Run,
-    kind: str | GridSpec | MontageSpec = "grid",
+    kind: str | Spec = "grid",
     *,
     rows: Rows = None,
     layers: str | Sequence[str] | None = None,
@@ -119,12 +119,9 @@ def draw(
         if any(value is not None for value in given):
             raise DrawError("a specification says it all; give other rows or options within it")
         spec = kind
-        select_rows(run, spec.rows)
     else:
-        spec = _spec(run, kind, rows, layers, channels, options)
-    view = take(run, spec)
-    sheet = grid(view, spec) if isinstance(spec, GridSpec) else montage(view, spec)
-    return Picture(sheet, spec, painter)
+        spec = kind_of(kind).choose(run, _named(rows, layers, channels, options))
+    return Picture(kind_of(spec.kind).sheet(run, spec), spec, painter)
 
 
 def draw_many(
@@ -180,7 +177,12 @@ def check_options(
     **options: Any,
 ) -> None:
     """Raise what `draw` would of the options by themselves, whatever the rows; `painter` is not looked at."""
-    _spec(run, kind, None, layers, channels, options)
+    kind_of(kind).choose(run, _named(None, layers, channels, options))
+
+
+def _named(rows: Rows, layers: Any, channels: Any, options: dict[str, Any]) -> dict[str, Any]:
+    given = {"rows": rows, "layers": layers, "channels": channels}
+    return options | {name: value for name, value in given.items() if value is not None}
 
 
 def file_names(run: Run, rows: Sequence[int], template: str) -> list[str]:
@@ -229,20 +231,6 @@ def _filled(value: Any, spec: str, field: str) -> str:
         raise DrawError(f"the template's {{{field}:{spec}}} does not suit {value!r}: {error}") from error
     # Letters of any script stay; separators, control characters and what Windows forbids do not.
     return re.sub(r"[^\w.+-]", "_", text).strip(".")[:100] or "_"
-
-
-def _spec(
-    run: Run, kind: str, rows: Rows, layers: Any, channels: Any, options: dict[str, Any]
-) -> GridSpec | MontageSpec:
-    if kind not in SPECS:
-        raise DrawError(f"there is no picture of kind {kind!r}. {closest(kind, SPECS)}")
-    chosen = select_rows(run, rows)
-    values = dict(options, rows=chosen[:1] if rows is None else chosen, layers=select_layers(run, layers))
-    if layers is None and kind == "montage":
-        values["layers"] = values["layers"][:1]
-    if channels is not None:
-        values["channels"] = channels if isinstance(channels, str) else np.atleast_1d(channels).tolist()
-    return SPECS[kind].of(values)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -23,53 +23,12 @@ Scope = str | tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What every kind of picture is told."""
+    """What every kind of picture is told, and how it goes to JSON and back."""
 
     kind: ClassVar[str] = ""
 
-    rows: tuple[int, ...]
-    """Rows of the data set, in the order in which they are drawn."""
-    layers: tuple[str, ...] | None = None
-    """Names of taps, in the order in which they are drawn; None is every tap that can be drawn."""
-    channels: str | tuple[int, ...] = "auto"
-    """`all`, `first:9`, `top:9`, `top:9:variance`, `0,3,5:8`, or numbers; `auto` is what suits the kind."""
-    by: str | None = None
-    """What `top` ranks by: index, mean, maximum, variance, l1, l2 or sparsity (least sparse first).
-
-    None is what `channels` says, or else mean.
-    """
-    scope: Scope = "layer"
-    """What shares one scale: a layer, the figure, a row of a layer, a channel; or limits (low, high)."""
-    columns: int | None = None
-    """Tiles in a line; None is the square root of their number, rounded up, as far as a page is wide."""
-    colormap: str | None = None
-    """viridis, magma, gray or RdBu_r; None is viridis for values >= 0 and RdBu_r for signed ones."""
-    magnification: int | None = None
-    """Sheet pixels a value, in each direction; None makes tiles of about 64 pixels."""
-    numbers: bool | None = None
-    """Whether each tile is numbered, further apart if need be; None is where there is room."""
     title: str | None = None
     """Title of the figure; None is the kind's own, an empty one is none."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(int(row) for row in self.rows))
-        if self.layers is not None:
-            layers = (self.layers,) if isinstance(self.layers, str) else self.layers
-            object.__setattr__(self, "layers", tuple(str(layer) for layer in layers))
-        if not isinstance(self.channels, str):
-            object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
-        if not self.rows:
-            raise DrawError("there is no row to draw")
-        ChannelChoice.parse(self.channels, self.by)
-        if self.by is not None:
-            check_measure(self.by)
-        object.__setattr__(self, "scope", _checked_scope(self.scope))
-        for name in ("columns", "magnification"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise DrawError(f"{name} must be a whole number of 1 or more, not {value!r}")
-        if self.colormap is not None:
-            check_colormap(self.colormap)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; what has its default is left out."""
@@ -122,7 +81,54 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridSpec(Spec):
+class TilesSpec(Spec):
+    """What a picture of channels as tiles is told."""
+
+    rows: tuple[int, ...]
+    """Rows of the data set, in the order in which they are drawn."""
+    layers: tuple[str, ...] | None = None
+    """Names of taps, in the order in which they are drawn; None is every tap that can be drawn."""
+    channels: str | tuple[int, ...] = "auto"
+    """`all`, `first:9`, `top:9`, `top:9:variance`, `0,3,5:8`, or numbers; `auto` is what suits the kind."""
+    by: str | None = None
+    """What `top` ranks by: index, mean, maximum, variance, l1, l2 or sparsity (least sparse first).
+
+    None is what `channels` says, or else mean.
+    """
+    scope: Scope = "layer"
+    """What shares one scale: a layer, the figure, a row of a layer, a channel; or limits (low, high)."""
+    columns: int | None = None
+    """Tiles in a line; None is the square root of their number, rounded up, as far as a page is wide."""
+    colormap: str | None = None
+    """viridis, magma, gray or RdBu_r; None is viridis for values >= 0 and RdBu_r for signed ones."""
+    magnification: int | None = None
+    """Sheet pixels a value, in each direction; None makes tiles of about 64 pixels."""
+    numbers: bool | None = None
+    """Whether each tile is numbered, further apart if need be; None is where there is room."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(int(row) for row in self.rows))
+        if self.layers is not None:
+            layers = (self.layers,) if isinstance(self.layers, str) else self.layers
+            object.__setattr__(self, "layers", tuple(str(layer) for layer in layers))
+        if not isinstance(self.channels, str):
+            object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
+        if not self.rows:
+            raise DrawError("there is no row to draw")
+        ChannelChoice.parse(self.channels, self.by)
+        if self.by is not None:
+            check_measure(self.by)
+        object.__setattr__(self, "scope", _checked_scope(self.scope))
+        for name in ("columns", "magnification"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise DrawError(f"{name} must be a whole number of 1 or more, not {value!r}")
+        if self.colormap is not None:
+            check_colormap(self.colormap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSpec(TilesSpec):
     """The pictures of some rows, and beside each a block of channels for every layer."""
 
     kind: ClassVar[str] = "grid"
@@ -132,13 +138,10 @@ class GridSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MontageSpec(Spec):
+class MontageSpec(TilesSpec):
     """All channels of a layer for one row, one channel over many rows, or channels by rows."""
 
     kind: ClassVar[str] = "montage"
-
-
-SPECS: dict[str, type[GridSpec] | type[MontageSpec]] = {"grid": GridSpec, "montage": MontageSpec}
 
 
 def _checked_scope(scope: Any) -> Scope:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..capture.errors import DrawError
 from .importance import candidates, check_ranks, rank
 from .selection import ChannelChoice, can_draw, class_column, select_layers
-from .spec import GridSpec, Spec
+from .spec import GridSpec, TilesSpec
 
 if TYPE_CHECKING:
     from ..capture.reader import Run, Tap
@@ -82,7 +82,7 @@ class View:
     """The layers, in drawing order; each holds all the rows."""
 
 
-def take(run: Run, spec: Spec) -> View:
+def take(run: Run, spec: TilesSpec) -> View:
     """Read what `spec` draws from `run`.
 
     Raises:
@@ -96,7 +96,7 @@ def take(run: Run, spec: Spec) -> View:
     return View(_rows(run, spec.rows, isinstance(spec, GridSpec) and spec.picture), layers)
 
 
-def _layer(tap: Tap, spec: Spec, choice: ChannelChoice, stats: RunStatistics) -> LayerView:
+def _layer(tap: Tap, spec: TilesSpec, choice: ChannelChoice, stats: RunStatistics) -> LayerView:
     if "rank" in tap.dims:
         raise DrawError(
             f"{tap.name} cannot be drawn: it holds the largest values of each place ({tap.reduction}), and "

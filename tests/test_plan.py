@@ -256,12 +256,12 @@ def test_advice_is_followed_by_hand(tmp_path: Path) -> None:
     assert capture(re.search(r"memory=(\S+)", str(caught.value))[1]).complete  # type: ignore[index]
 
 
-def test_the_writers_default_to_two_and_to_half_of_the_cores_where_they_encode(
+def test_the_writers_default_to_three_and_to_half_of_the_cores_where_they_encode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for cores, writers, encoders in ((1, 1, 1), (2, 2, 2), (5, 2, 2), (8, 2, 4), (64, 2, 8)):
+    for cores, encoders in ((1, 1), (2, 2), (5, 2), (8, 4), (64, 8)):
         monkeypatch.setattr("layertap.capture.plan.n_cores", lambda cores=cores: cores)
-        assert Settings().n_writers == writers
+        assert Settings().n_writers == 3
         assert Settings(codec="zstd").n_writers == encoders
     # Each has buffers of its own, which little memory does not hold.
     assert Settings(codec="lz4", memory="256MiB").n_writers == 4
