@@ -11,6 +11,8 @@ beside the whole one. `forward_slowdown` is the time of the forwards inside the 
 included, over the forward alone.
 
 `shared` gives the model all processors, so the writers take theirs from it; `spare` keeps it to one thread.
+Processors that are two threads of one core are not to spare: what any busy process does to a model on one of
+them is measured (`beside_a_busy_process`), and a capture's writers do the same while they work.
 `cpu_floor` is the processor time of the parts, alone, added up, over the processors, over the slowest part:
 no schedule is faster than that, so where it is above 1 it is the ratio to hold the measured one against.
 """
@@ -20,8 +22,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -295,6 +299,35 @@ def test_wall_over_the_slowest_part(
 ) -> None:
     threads(CORES if share == "shared" else max(1, CORES - 1))
     measure(benchmark, case, tmp_path, "cpu")
+
+
+@pytest.mark.skipif(CORES < 2, reason="needs a second processor")
+def test_a_model_beside_a_busy_process(
+    benchmark: Any, tmp_path: Path, threads: Callable[[int], None]
+) -> None:
+    threads(1)
+    case = next(case for case in CASES if case.name == "compute")
+    arms = Arms(case, tmp_path, "cpu")
+    busy: list[subprocess.Popen[bytes]] = []
+
+    def before(arm: str) -> None:
+        while busy:
+            busy[-1].kill()
+            busy.pop().wait()
+        if arm == "beside":
+            busy.append(subprocess.Popen([sys.executable, "-c", "while True: sum(range(1000))"]))
+            time.sleep(0.5)
+
+    calls = {"forward": arms.forward, "again": arms.forward, "beside": arms.forward}
+    measured: list[Any] = []
+    benchmark.pedantic(lambda: measured.append(interleaved(calls, ROUNDS, before=before)), rounds=1)
+    before("")
+    rounds = measured[0]
+    benchmark.extra_info |= {
+        "beside_a_busy_process": summary(ratios(rounds.wall("beside"), rounds.wall("forward"))),
+        "control": summary(ratios(rounds.wall("again"), rounds.wall("forward"))),
+    }
+    print(f"\n{json.dumps(benchmark.extra_info, indent=1)}")
 
 
 @pytest.mark.gpu
