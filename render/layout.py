@@ -44,6 +44,7 @@ _SCOPES = {
     "row": "a scale for each row",
     "channel": "each channel by itself",
 }
+_MEASURES = {"f_ratio": "class F-ratio"}  # what is not said as it is written
 
 
 class _Page:
@@ -55,12 +56,13 @@ class _Page:
         self.bars: list[Bar] = []
         self.texts: list[Text] = []
         self.notes: list[str] = []
+        self.least_width = 0.0  # of what stands above all else
 
     def sheet(self, width: int, height: int, title: str | None) -> Sheet:
         """Return the sheet, wide enough for its title."""
         title_width = text_width(title, TITLE, bold=True) if title else 0
         return Sheet(
-            max(width, round(title_width) + 2 * MARGIN),
+            max(width, round(max(title_width, self.least_width)) + 2 * MARGIN),
             height,
             tuple(self.panels),
             tuple(self.photos),
@@ -75,6 +77,14 @@ class _Page:
             y += NOTE_LINE
             self.texts.append(Text(x, y - 3, line, NOTE, ink=ink))
         return y
+
+    def unfinished(self, view: View, y: int) -> int:
+        """Write below `y` how far a capture is that did not end; return where that ends."""
+        if view.unfinished is None:
+            return y
+        self.least_width = text_width(view.unfinished, NOTE)
+        self.notes.append(view.unfinished)
+        return self.lines(MARGIN, y - 4, [view.unfinished], Ink.BLACK) + 8
 
     def head(self, x: int, y: int, width: int, block: Block) -> int:
         """Write a layer's name, type and shape; return where they end."""
@@ -110,8 +120,7 @@ class _Page:
 
     def caption(self, x: int, y: int, width: int, block: Block, spec: TilesSpec) -> int:
         """Write what is shown and on which scale, and what each mark stands for behind a sample of it."""
-        scope = _SCOPES[spec.scope] if isinstance(spec.scope, str) else "the scale was given"
-        said = [_shown(block), block.layer.note, scope]
+        said = [_shown(block), block.layer.note, _scope(block, spec), _range(block)]
         y = self.lines(x, y, [line for text in said for line in wrap(text, width, NOTE)])
         for remark in block.remarks:
             y += NOTE_LINE
@@ -135,7 +144,43 @@ def _shown(block: Block) -> str:
     n = len(layer.channels)
     units = layer.unit if layer.n_channels == 1 else f"{layer.unit}s"
     amount = f"all {n} {units}" if n == layer.n_channels > 1 else f"{n} of {layer.n_channels} {units}"
-    return amount + (f", by {layer.ranked_by}" if layer.ranked_by else "")
+    shown = amount if n == layer.n_channels else f"{amount} shown"
+    page = ", page {} of {}".format(*layer.page) if layer.page else ""
+    if not layer.ranked_by:
+        return shown + page
+    return f"{shown}{page}, by {_MEASURES.get(layer.ranked_by, layer.ranked_by)} {layer.ranked_over}".rstrip()
+
+
+def _scope(block: Block, spec: TilesSpec) -> str:
+    """Return what shares a scale."""
+    if not isinstance(spec.scope, str):
+        return "the scale was given"
+    if block.layer.data is not None:
+        return f"one scale for the layer over all {block.layer.data.n_rows:,} captured rows"
+    return _SCOPES[spec.scope]
+
+
+def _range(block: Block) -> str:
+    """Return from where a scale runs, and whether and where it is clipped."""
+    scale = block.scale
+    ranges = scale.low < scale.high
+    if not ranges.any():
+        return ""
+    from_zero = "from 0" if (scale.low[ranges] == 0).all() else ""
+    said = "symmetric around 0" if scale.diverging else from_zero
+    return ", ".join(part for part in (said, _clip(block)) if part)
+
+
+def _clip(block: Block) -> str:
+    scale, data = block.scale, block.layer.data
+    if scale.clip is None or scale.cut is None:
+        return ""
+    both = [f"{percentile:g}" for percentile in np.atleast_1d(scale.clip)]
+    where = f"percentile{'s' if len(both) > 1 else ''} {' and '.join(both)}"
+    if not scale.cut.any():
+        return f"not clipped: {where} would leave no range"
+    about = "about " if data is not None and data.about else ""
+    return f"clipped at {about}{where}" + ("" if scale.cut.all() else " where that leaves a range")
 
 
 def grid(view: View, spec: GridSpec) -> Sheet:
@@ -145,8 +190,8 @@ def grid(view: View, spec: GridSpec) -> Sheet:
         DrawError: the sheet would be too large.
 
     """
-    page, y = _Page(), MARGIN
-    y = _title(page, spec, y)
+    page = _Page()
+    y = page.unfinished(view, _title(page, spec, MARGIN))
     photo_width = _photo_width(view) if spec.picture else 0
     columns: list[_Column] = []
     x = MARGIN + (photo_width + COLUMN_GAP if photo_width else 0)
@@ -300,7 +345,7 @@ def montage(view: View, spec: MontageSpec) -> Sheet:
 
     """
     page, right = _Page(), 0
-    bottom = _title(page, spec, MARGIN)
+    bottom = page.unfinished(view, _title(page, spec, MARGIN))
     for i, block in enumerate(scaled(view, spec)):
         width, bottom = _montage_of_layer(page, view, block, spec, bottom + (LINE_GAP if i else 0))
         right = max(right, MARGIN + width)

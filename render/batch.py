@@ -1,0 +1,102 @@
+"""Draws many pictures, each of one row: one after the other, or in several processes.
+
+Rows that follow each other are read together, so that a chunk that holds several of them is read once. The
+processes are new ones ("spawn"): a fork of a process with threads may hang. Each opens the store for itself
+and holds one task's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..capture.errors import DrawError
+from .kinds import kind as kind_of
+from .picture import Picture
+from .survey import found
+
+if TYPE_CHECKING:
+    from ..capture.reader import Run
+
+#: Rows that a process draws before it takes others.
+TASK_ROWS = 32
+
+_Done = list[tuple[Path, bool]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is drawn of each row, and how."""
+
+    run: Run
+    """The store."""
+    kind: str
+    """The kind of picture."""
+    options: Mapping[str, Any]
+    """What is named beside the rows."""
+    painter: str | None
+    """Who paints."""
+    overwrite: bool
+    """Whether files that are there are drawn anew."""
+
+    def draw(self, rows: Sequence[int], paths: Sequence[Path]) -> _Done:
+        """Draw each row into its file, and return each file with whether it was drawn now."""
+        wanted = [self.overwrite or not path.exists() for path in paths]
+        drawn = [(row, path) for row, path, want in zip(rows, paths, wanted, strict=True) if want]
+        kind = kind_of(self.kind)
+        specs = [kind.choose(self.run, {**self.options, "rows": (row,)}) for row, _ in drawn]
+        for sheet, spec, (_, path) in zip(kind.sheets(self.run, specs), specs, drawn, strict=True):
+            Picture(sheet, spec, self.painter).save(path)
+        return list(zip(paths, wanted, strict=True))
+
+
+def draw_batch(
+    batch: Batch, rows: Sequence[int], paths: Sequence[Path], jobs: int
+) -> Iterator[tuple[Path, bool]]:
+    """Draw each row into its file; yield the files in their order, with whether they were drawn now.
+
+    Raises:
+        DrawError: a process of several ended before its time.
+    """
+    starts = range(0, len(rows), TASK_ROWS)
+    tasks = [(rows[i : i + TASK_ROWS], paths[i : i + TASK_ROWS]) for i in starts]
+    if jobs < 2 or len(tasks) < 2:
+        for task in tasks:
+            yield from batch.draw(*task)
+        return
+    # What takes all rows of the data set is found once, here, with the first picture.
+    yield from batch.draw(rows[:1], paths[:1])
+    tasks[0] = rows[1:TASK_ROWS], paths[1:TASK_ROWS]
+    pool = ProcessPoolExecutor(
+        min(jobs, len(tasks)), get_context("spawn"), _start, (batch, dict(found(batch.run)))
+    )
+    try:
+        for done in pool.map(_draw, tasks):
+            yield from done
+    except BrokenProcessPool as error:
+        raise DrawError(
+            "a process that drew ended before its time, perhaps for lack of memory; the same call goes on "
+            "with what is missing, and fewer jobs take less memory. In a script, several jobs need the line "
+            'if __name__ == "__main__": before the call'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_batch: Batch | None = None  # of a process that draws for another
+
+
+def _start(batch: Batch, known: dict[tuple[Any, ...], Any]) -> None:
+    global _batch
+    _batch = batch
+    found(batch.run).update(known)
+
+
+def _draw(task: tuple[Sequence[int], Sequence[Path]]) -> _Done:
+    assert _batch is not None
+    return _batch.draw(*task)
