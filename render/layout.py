@@ -156,7 +156,7 @@ def _scope(block: Block, spec: TilesSpec) -> str:
     if not isinstance(spec.scope, str):
         return "the scale was given"
     if block.layer.data is not None:
-        return f"one scale for the layer over all {block.layer.data.n_rows:,} captured rows"
+        return f"one scale for the layer over all {block.layer.data.n_rows:,} rows"
     return _SCOPES[spec.scope]
 
 

@@ -244,7 +244,7 @@ def _ranked(
         return range(source.n_channels)[window], None, ""
     if spec.over == "data" or choice.by == F_RATIO:
         order = ranked(source.captured().importance(choice.by))
-        return tuple(order[window].tolist()), None, f"over all {run.n_committed:,} captured rows"
+        return tuple(order[window].tolist()), None, f"over all {run.n_committed:,} rows"
     some = None
     if not source.class_token:
         some = candidates(run.stats, name, source.rows, choice.by, window.stop)
