@@ -23,10 +23,10 @@ from .survey import found
 if TYPE_CHECKING:
     from ..capture.reader import Run
 
-#: Rows that a process draws before it takes others.
-TASK_ROWS = 32
+#: Rows that a process draws before it takes others: as many as share most chunks.
+TASK_ROWS = 128
 
-_Done = list[tuple[Path, bool]]
+_Done = tuple[Path, bool]
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,24 @@ class Batch:
     overwrite: bool
     """Whether files that are there are drawn anew."""
 
-    def draw(self, rows: Sequence[int], paths: Sequence[Path]) -> _Done:
-        """Draw each row into its file, and return each file with whether it was drawn now."""
+    def draw(self, rows: Sequence[int], paths: Sequence[Path]) -> Iterator[_Done]:
+        """Draw each row into its file, and yield each file with whether it was drawn now."""
         wanted = [self.overwrite or not path.exists() for path in paths]
-        drawn = [(row, path) for row, path, want in zip(rows, paths, wanted, strict=True) if want]
         kind = kind_of(self.kind)
-        specs = [kind.choose(self.run, {**self.options, "rows": (row,)}) for row, _ in drawn]
-        for sheet, spec, (_, path) in zip(kind.sheets(self.run, specs), specs, drawn, strict=True):
-            Picture(sheet, spec, self.painter).save(path)
-        return list(zip(paths, wanted, strict=True))
+        specs = [
+            kind.choose(self.run, {**self.options, "rows": (row,)})
+            for row, want in zip(rows, wanted, strict=True)
+            if want
+        ]
+        sheets = zip(kind.sheets(self.run, specs), specs, strict=True)
+        for path, want in zip(paths, wanted, strict=True):
+            if want:
+                sheet, spec = next(sheets)
+                Picture(sheet, spec, self.painter).save(path)
+            yield path, want
 
 
-def draw_batch(
-    batch: Batch, rows: Sequence[int], paths: Sequence[Path], jobs: int
-) -> Iterator[tuple[Path, bool]]:
+def draw_batch(batch: Batch, rows: Sequence[int], paths: Sequence[Path], jobs: int) -> Iterator[_Done]:
     """Draw each row into its file; yield the files in their order, with whether they were drawn now.
 
     Raises:
@@ -97,6 +101,6 @@ def _start(batch: Batch, known: dict[tuple[Any, ...], Any]) -> None:
     found(batch.run).update(known)
 
 
-def _draw(task: tuple[Sequence[int], Sequence[Path]]) -> _Done:
+def _draw(task: tuple[Sequence[int], Sequence[Path]]) -> list[_Done]:
     assert _batch is not None
-    return _batch.draw(*task)
+    return list(_batch.draw(*task))

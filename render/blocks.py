@@ -128,19 +128,34 @@ def _most(values: NDArray[Any]) -> Any:
 
 def _block(layer: LayerView, facts: TileFacts, scale: Scale, rows: Sequence[RowView]) -> Block:
     tiles = blank(entries(layer.values, scale, facts), layer.cells)
-    found = list(_found(facts, scale, tiles))
     by_row = len(rows) > 1 and len(layer.channels) == 1
     remarks, notes = [], []
-    for mark, words, where in found:
+    for mark in _found(facts, scale, tiles):
         names = [view.row for view in rows] if by_row else list(layer.channels)
-        hit = np.flatnonzero(where.any(axis=1 if by_row else 0))
+        hit = np.flatnonzero(mark.there.any(axis=1 if by_row else 0))
         unit = "row" if by_row else layer.unit
-        remarks.append(Remark(mark, words, tuple(names[i] for i in hit), unit))
-        for view, line in zip(rows, where, strict=True):
+        remarks.append(Remark(mark.mark, mark.said(slice(None)), tuple(names[i] for i in hit), unit))
+        for i, (view, line) in enumerate(zip(rows, mark.there, strict=True)):
             channels = [str(c) for c, is_hit in zip(layer.channels, line, strict=True) if is_hit]
             if channels:
-                notes.append(f"{layer.name}, row {view.row}: {words} {', '.join(channels)}")
+                notes.append(f"{layer.name}, row {view.row}: {mark.said(i)} {', '.join(channels)}")
     return Block(layer, tiles, scale, tuple(remarks), (*notes, *_limits(layer, scale, rows)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A mark that occurs."""
+
+    mark: Mark
+    words: str
+    there: NDArray[np.bool_]
+    """In which maps, shape (rows, channels)."""
+    counts: NDArray[np.int64] | None = None
+    """How many values of each have it, where that is said."""
+
+    def said(self, rows: int | slice) -> str:
+        """Return what it is called in some rows."""
+        return self.words if self.counts is None else f"{self.counts[rows].sum():,} {self.words}"
 
 
 def _limits(layer: LayerView, scale: Scale, rows: Sequence[RowView]) -> Iterator[str]:
@@ -154,23 +169,21 @@ def _limits(layer: LayerView, scale: Scale, rows: Sequence[RowView]) -> Iterator
         yield f"{layer.name}, {name}: {said}"
 
 
-def _found(
-    facts: TileFacts, scale: Scale, tiles: NDArray[np.uint8]
-) -> list[tuple[Mark, str, NDArray[np.bool_]]]:
-    """Return the marks that occur, what to call them, and in which maps; shape (rows, channels)."""
+def _found(facts: TileFacts, scale: Scale, tiles: NDArray[np.uint8]) -> list[_Found]:
+    """Return the marks that occur."""
     candidates = [
-        (Mark.ZERO, "all zero:", facts.zero),
-        (Mark.CONSTANT, "constant:", facts.constant),
-        (Mark.NAN, "NaN in", facts.n_nan > 0),
-        (Mark.POSITIVE_INFINITY, "+inf in", facts.n_positive_infinity > 0),
-        (Mark.NEGATIVE_INFINITY, "-inf in", facts.n_negative_infinity > 0),
+        _Found(Mark.ZERO, "all zero:", facts.zero),
+        _Found(Mark.CONSTANT, "constant:", facts.constant),
+        _Found(Mark.NAN, "NaN in", facts.n_nan > 0),
+        _Found(Mark.POSITIVE_INFINITY, "+inf in", facts.n_positive_infinity > 0),
+        _Found(Mark.NEGATIVE_INFINITY, "-inf in", facts.n_negative_infinity > 0),
     ]
     if scale.open:
         low, high = map(number, scale.limits) if scale.single else ("its limits", "its limits")
-        for mark, words in ((Mark.OVER, f"over {high}"), (Mark.UNDER, f"under {low}")):
-            n = (tiles == mark).sum(axis=(2, 3))
-            candidates.append((mark, f"{n.sum():,} {words} in", n > 0))
-    return [candidate for candidate in candidates if candidate[2].any()]
+        for mark, words in ((Mark.OVER, f"over {high} in"), (Mark.UNDER, f"under {low} in")):
+            counts = (tiles == mark).sum(axis=(2, 3))
+            candidates.append(_Found(mark, words, counts > 0, counts))
+    return [candidate for candidate in candidates if candidate.there.any()]
 
 
 def number(value: float) -> str:

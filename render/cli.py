@@ -14,7 +14,7 @@ from ..capture.printable import printable
 from .importance import RANKINGS
 from .spec import OVER, SIGNS
 
-_MANY = 200  # files from which on further processes pay, by what their start takes
+_MANY = 400  # files from which on further processes pay, by what their start takes
 _FILE_A_ROW, _ONE_FILE = "{row:05d}.png", "grid.png"
 
 

@@ -27,7 +27,7 @@ class PillowPainter:
     def array(self, sheet: Sheet) -> NDArray[np.uint8]:
         """Return the sheet as RGB, shape (height, width, 3)."""
         colormap = sheet.colormap
-        return _rgb(sheet) if colormap is None else palette(colormap)[_entries(sheet)]
+        return _rgb(sheet) if colormap is None else palette(colormap).take(_entries(sheet), axis=0)
 
     def encode(self, sheet: Sheet, format: str) -> bytes:
         """Return the bytes of a PNG: 8-bit palette where one palette is enough, RGB otherwise.

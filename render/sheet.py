@@ -214,6 +214,6 @@ class Sheet:
     def pictures(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
         """Yield x, y and RGB pixels of every image on the sheet, photos included."""
         for x, y, entries, colormap in self.coloured():
-            yield x, y, palette(colormap)[entries]
+            yield x, y, palette(colormap).take(entries, axis=0)
         for photo in self.photos:
             yield photo.x, photo.y, photo.rgb()

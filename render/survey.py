@@ -126,7 +126,9 @@ class Captured:
             if outer is not None:
                 return outer, True
         wanted = clip if isinstance(clip, tuple) else (clip,)
-        at = dict(zip(wanted, percentiles(self._values, wanted, self.dtype, absolute=symmetric), strict=True))
+        absolute = symmetric and not isinstance(clip, tuple)
+        values = percentiles(self._values, wanted, self.dtype, absolute=absolute)
+        at = dict(zip(wanted, values, strict=True))
         return cut_limits(at.__getitem__, clip, symmetric), False
 
     def _importance(self, by: str) -> Values:

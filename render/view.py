@@ -116,7 +116,7 @@ class Shelf:
     def views(self, rows: Sequence[int], pictures: bool) -> tuple[RowView, ...]:
         """Return what is known of `rows`; it is read for every row of the shelf, once."""
         if pictures not in self._views:
-            self._views[pictures] = _rows(self._run, tuple(self._at), pictures)
+            self._views[pictures] = row_views(self._run, tuple(self._at), pictures)
         return tuple(self._views[pictures][self._at[row]] for row in rows)
 
 
@@ -135,9 +135,9 @@ def take(run: Run, spec: TilesSpec, shelf: Shelf | None = None) -> View:
     """
     names = select_layers(run, spec.layers)
     choice = ChannelChoice.parse(spec.channels, spec.by)
-    layers = tuple(_layer(run, run[name].of_one_shape(spec.rows), spec, choice, shelf) for name in names)
+    layers = tuple(layer_view(run, run[name].of_one_shape(spec.rows), spec, choice, shelf) for name in names)
     pictures = isinstance(spec, GridSpec) and spec.picture
-    rows = _rows(run, spec.rows, pictures) if shelf is None else shelf.views(spec.rows, pictures)
+    rows = row_views(run, spec.rows, pictures) if shelf is None else shelf.views(spec.rows, pictures)
     return View(rows, layers, unfinished(run))
 
 
@@ -150,12 +150,21 @@ def unfinished(run: Run) -> str | None:
     return f"the capture is not finished: {rows}"
 
 
-def _layer(run: Run, tap: Tap, spec: TilesSpec, choice: ChannelChoice, shelf: Shelf | None) -> LayerView:
-    _check_drawable(tap)
+def layer_view(
+    run: Run, tap: Tap, spec: TilesSpec, choice: ChannelChoice, shelf: Shelf | None = None
+) -> LayerView:
+    """Return the chosen channels of `spec.rows` of a tap.
+
+    Raises:
+        SelectionError: a channel is not there.
+        DrawError: the tap cannot be drawn.
+
+    """
+    check_can_draw(tap)
     order = axes_order(tap.dims[1:])
     n_channels = tap.shape[1 + order[0]] if order else 1
     unit = tap.dims[1 + order[0]] if order else "value"
-    class_token = len(order) == 2 and _has_class_token(tap.shape[1 + order[1]])
+    class_token = len(order) == 2 and has_class_token(tap.shape[1 + order[1]])
     how = choice.how
     if how == "auto":
         how = "first" if isinstance(spec, GridSpec) and len(order) > 1 else "all"
@@ -170,7 +179,7 @@ def _layer(run: Run, tap: Tap, spec: TilesSpec, choice: ChannelChoice, shelf: Sh
         channels = choice.indices(n_channels, f"{unit} of {tap.name}:")
     else:
         channels = range(n_channels if how == "all" else min(choice.n or 9, n_channels))
-    maps, cells, note = _wrap(source.read(channels) if values is None else values, len(order))
+    maps, cells, note = wrap(source.read(channels) if values is None else values, len(order))
     if class_token:
         side = maps.shape[-1]
         note = f"class token left out, {side} \N{MULTIPLICATION SIGN} {side} patches"
@@ -231,7 +240,7 @@ class _Source:
             some = rows[start : start + n]
             of_some = tap.of_one_shape(some.tolist())
             values = read_maps(of_some, some, self.order, channels)
-            first = int(self.class_token and _has_class_token(of_some.shape[1 + self.order[1]]))
+            first = int(self.class_token and has_class_token(of_some.shape[1 + self.order[1]]))
             yield some, values[:, :, first:] if first else values
 
 
@@ -265,7 +274,8 @@ def _data_limits(captured: Captured, spec: TilesSpec) -> DataLimits:
     )
 
 
-def _check_drawable(tap: Tap) -> None:
+def check_can_draw(tap: Tap) -> None:
+    """Raise DrawError where a tap's values are no maps."""
     if "rank" in tap.dims:
         raise DrawError(
             f"{tap.name} cannot be drawn: it holds the largest values of each place ({tap.reduction}), and "
@@ -292,17 +302,17 @@ def axes_order(dims: tuple[str, ...]) -> tuple[int, ...]:
 def read_maps(tap: Tap, rows: Values, order: tuple[int, ...], channels: Sequence[int]) -> Values:
     """Return floats of shape (rows, channels, ...), the tiled axis second."""
     if not order:
-        return _floats(np.asarray(tap[rows]).reshape(-1, 1))
+        return floats(np.asarray(tap[rows]).reshape(-1, 1))
     n = tap.shape[1 + order[0]]
     every = channels == range(n) or (len(channels) == n and tuple(channels) == tuple(range(n)))
     key: list[Any] = [rows, *[slice(None)] * len(order)]
     if not every:
         key[1 + order[0]] = np.array(channels)
     values = np.asarray(tap[tuple(key)])
-    return _floats(values.transpose(0, *(1 + axis for axis in order)))
+    return floats(values.transpose(0, *(1 + axis for axis in order)))
 
 
-def _floats(values: Values) -> Values:
+def floats(values: Values) -> Values:
     """Return `values` in float32 where that holds every value, else in float64."""
     return np.ascontiguousarray(values, float_type(values.dtype))
 
@@ -313,12 +323,12 @@ def float_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32 if small else np.float64)
 
 
-def _has_class_token(n: int) -> bool:
+def has_class_token(n: int) -> bool:
     """Return whether `n` positions are taken for a class token and a square of patches after it."""
     return n > 4 and math.isqrt(n - 1) ** 2 == n - 1
 
 
-def _wrap(values: Values, n_axes: int) -> tuple[Values, NDArray[np.bool_] | None, str]:
+def wrap(values: Values, n_axes: int) -> tuple[Values, NDArray[np.bool_] | None, str]:
     """Return maps of shape (rows, channels, height, width), which of their pixels are values, and a note.
 
     A sequence of k * k is a square; another is wrapped into lines, of which the last is not full.
@@ -340,11 +350,12 @@ def _wrap(values: Values, n_axes: int) -> tuple[Values, NDArray[np.bool_] | None
     return maps.reshape(*values.shape[:2], height, width), cells, note
 
 
-def _rows(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...]:
+def row_views(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...]:
+    """Read what is known of some rows, and their pictures if these are drawn."""
     indices = np.array(rows)
     ids = run.rows["id"][indices] if "id" in run.rows else None
     labels, predictions = (class_column(run, name, indices) for name in ("label", "prediction"))
-    shown = run.rows["picture"][indices] if pictures and _has_pictures(run) else None
+    shown = run.rows["picture"][indices] if pictures and has_pictures(run) else None
     views = []
     for i, row in enumerate(rows):
         label, prediction = (None if c is None else c[i].item() for c in (labels, predictions))
@@ -357,7 +368,7 @@ def _rows(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...
                 true,
                 predicted,
                 label == prediction if known else None,
-                None if shown is None else _rgb(np.asarray(shown[i])),
+                None if shown is None else rgb(np.asarray(shown[i])),
             )
         )
     return tuple(views)
@@ -380,7 +391,7 @@ def _brief(text: str) -> str:
     return text if len(text) <= 2 * _ENDS else f"{text[:_ENDS]}…{text[-_ENDS:]}"
 
 
-def _has_pictures(run: Run) -> bool:
+def has_pictures(run: Run) -> bool:
     """Return whether the store has pictures; another's may hold something else under the name."""
     column = run.rows.get("picture")
     if column is None or column.dtype != np.uint8:
@@ -388,7 +399,8 @@ def _has_pictures(run: Run) -> bool:
     return len(column.shape) >= 3 and column.shape[3:] in ((), (1,), (3,))
 
 
-def _rgb(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def rgb(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture in RGB, shape (height, width, 3), from one with 1 or 3 channels."""
     if picture.ndim == 2:
         picture = picture[..., None]
     return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))

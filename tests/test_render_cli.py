@@ -44,6 +44,39 @@ def test_a_grid_is_what_draw_gives(call: Any) -> None:
     assert Path("x.png").read_bytes() == same.png()
 
 
+def test_scales_and_rankings_are_told_as_in_python(call: Any) -> None:
+    for clip, same in (("99.5", 99.5), ("0.5:99.5", (0.5, 99.5))):
+        result = call(
+            *(
+                "grid",
+                "run.zarr",
+                "--layers",
+                "conv1",
+                "--scope",
+                "data",
+                "--clip",
+                clip,
+                "--sign",
+                "diverging",
+            ),
+            *(
+                "--channels",
+                "page:2:4",
+                "--by",
+                "variance",
+                "--over",
+                "data",
+                "--out",
+                "x.png",
+                "--overwrite",
+            ),
+        )
+        assert (result.exit_code, result.output) == (0, "x.png\n")
+        options = {"scope": "data", "clip": same, "sign": "diverging", "over": "data"}
+        expected = draw(a_run(), layers="conv1", channels="page:2:4", by="variance", **options)
+        assert Path("x.png").read_bytes() == expected.png()
+
+
 def test_without_options_the_first_row_is_drawn(call: Any) -> None:
     assert call("grid", "run.zarr").output == "00000.png\n"
     assert call("montage", "run.zarr").output == "montage.png\n"
@@ -84,6 +117,9 @@ def test_a_montage_is_over_rows(call: Any) -> None:
         (("run.zarr", "--channels", "best"), "first:9"),
         (("run.zarr", "--scope", "a:b"), "two numbers"),
         (("run.zarr", "--scope", "all"), "layer"),
+        (("run.zarr", "--clip", "a"), "percentile"),
+        (("run.zarr", "--clip", "99", "--scope", "0:1"), "give one of the two"),
+        (("run.zarr", "--layers", "conv1", "--channels", "page:9:4"), "its 16 make 4 pages of 4"),
         (("run.zarr", "--out", "x.gif"), "png, svg, pdf"),
         (("run.zarr", "--out", "{what}.png"), "{row}"),
         (("run.zarr", "--painter", "oil"), "no painter"),

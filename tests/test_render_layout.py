@@ -502,3 +502,199 @@ def test_a_specification_can_be_drawn_as_it_is() -> None:
     assert draw(a_run(), montage).sheet.width == draw(a_run(), "montage", rows=2, layers="conv1").sheet.width
     with pytest.raises(DrawError, match="says it all"):
         draw(a_run(), spec, rows=3)
+
+
+# Scales that are cut, signs, pages
+
+
+def said(sheet: Sheet) -> str:
+    return " ".join(words(sheet))
+
+
+@pytest.mark.parametrize("kind", ["grid", "montage"])
+@pytest.mark.parametrize("clip", [80, 99.5, (10, 90)])
+def test_what_percentiles_cut_off_is_marked_counted_and_said(kind: str, clip: Any) -> None:
+    run = a_run()
+    for layer, name in (("conv1", "viridis"), ("layer1.0", "RdBu_r")):
+        sheet = draw(run, kind, layers=layer, channels="first:9", clip=clip).sheet
+        values = run[layer].values[0, :9]
+        (bar,) = sheet.bars
+        assert bar.colormap == name
+        if isinstance(clip, tuple):
+            low, high = (np.percentile(values, one, method="inverted_cdf") for one in clip)
+            assert "clipped at percentiles 10 and 90" in said(sheet)
+        else:
+            sizes = np.abs(values) if layer == "layer1.0" else values
+            high = np.percentile(sizes, clip, method="inverted_cdf")
+            low = -high if layer == "layer1.0" else 0.0
+            assert f"clipped at percentile {clip}" in said(sheet)
+        assert (bar.low, bar.high) == (low, high)
+        tiles = panel_of(sheet).tiles
+        over, under = values > high, values < low
+        assert ((tiles == Mark.OVER) == over).all()
+        assert ((tiles == Mark.UNDER) == under).all()
+        assert over.any()
+        channels = ", ".join(str(c) for c in np.flatnonzero(over.any((1, 2))))
+        assert f"{over.sum()} over {number(high)} in" in said(sheet)
+        assert any(f"{over.sum()} over {number(high)} in {channels}" in note for note in sheet.notes)
+        assert ("under" in said(sheet)) == under.any()
+
+
+@pytest.mark.parametrize("scope", ["row", "channel", "figure"])
+def test_percentiles_are_of_what_shares_a_scale(scope: str) -> None:
+    run = a_run()
+    sheet = draw(
+        run, "grid", rows=[0, 1], layers=["conv1", "fc"], channels="first:4", scope=scope, clip=75
+    ).sheet
+    maps, vectors = run["conv1"].values[[0, 1], :4], run["fc"].values[[0, 1], :4]
+    panels = [panel for panel in sheet.panels if panel.tiles.shape[1:] == (8, 8)]
+    shown = np.stack([panel.tiles for panel in panels])
+    if scope == "figure":
+        both = np.abs(np.concatenate([maps.ravel(), vectors.ravel()]))
+        limits = np.percentile(both, 75, method="inverted_cdf")
+    else:
+        axes = (1, 2, 3) if scope == "row" else (0, 2, 3)
+        limits = np.percentile(maps, 75, axis=axes, method="inverted_cdf", keepdims=True)
+    assert ((shown == Mark.OVER) == (maps > limits)).all()
+    if scope != "figure":
+        n = (maps > limits).sum()
+        assert f"{n} over its limits in" in said(sheet)
+        for row, one in zip((0, 1), maps > limits, strict=True):
+            assert any(
+                note.startswith(f"conv1, row {row}: {one.sum()} over its limits in") for note in sheet.notes
+            )
+
+
+def test_percentiles_that_leave_no_range_cut_nothing_and_this_is_said() -> None:
+    values = np.zeros((1, 3, 10, 10), np.float32)
+    values[0, :2, 0, 0] = 1, 2
+    values[0, 1] += np.arange(100, dtype=np.float32).reshape(10, 10) / 1000
+    sheet = draw(maps_run(values[:, :1]), "grid", clip=90).sheet
+    assert [(bar.low, bar.high) for bar in sheet.bars] == [(0, 1)]
+    assert "from 0, not clipped: percentile 90 would leave no range" in said(sheet)
+    sheet = draw(maps_run(values), "grid", clip=90, scope="channel").sheet
+    assert "clipped at percentile 90 where that leaves a range" in said(sheet)
+    tiles = panel_of(sheet).tiles
+    assert (tiles[0] == Mark.OVER).sum() == 0
+    assert (tiles[1] == Mark.OVER).sum() == 10
+    assert "11 over" not in said(sheet)
+
+
+def test_what_is_not_finite_counts_for_no_percentile() -> None:
+    values = np.random.default_rng(0).random((1, 2, 8, 8)).astype(np.float32)
+    spoiled = values.copy()
+    spoiled[0, 1] = np.nan
+    spoiled[0, 0, 0, :3] = np.inf, -np.inf, np.nan
+    sheet = draw(maps_run(spoiled), "grid", clip=90).sheet
+    finite = spoiled[np.isfinite(spoiled)]
+    limit = np.percentile(finite, 90, method="inverted_cdf")
+    assert sheet.bars[0].high == limit
+    assert f"{(finite > limit).sum()} over" in said(sheet)
+    assert {"+inf in 0", "-inf in 0", "NaN in 0, 1"} <= set(words(sheet))
+    nothing = draw(maps_run(np.full((1, 2, 3, 3), np.nan)), "grid", clip=90).sheet
+    assert "no finite value" in words(nothing)
+
+
+@pytest.mark.parametrize("shape", ["positive", "signed"])
+def test_the_sign_of_a_scale_can_be_chosen(shape: str) -> None:
+    run = a_run()
+    layer = "conv1" if shape == "positive" else "layer1.0"
+    values = run[layer].values[0, :9]
+    (bar,) = draw(run, "grid", layers=layer, sign="sequential").sheet.bars
+    assert (bar.colormap, bar.low, bar.high) == ("viridis", min(values.min(), 0), values.max())
+    sheet = draw(run, "grid", layers=layer, sign="diverging").sheet
+    largest = np.abs(values).max()
+    assert [(bar.colormap, bar.low, bar.high) for bar in sheet.bars] == [("RdBu_r", -largest, largest)]
+    assert "symmetric around 0" in words(sheet)
+    auto = draw(run, "grid", layers=layer).sheet
+    assert ("symmetric around 0" if shape == "signed" else "from 0") in words(auto)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scope": "channel"}, {"scope": "row"}, {"clip": 90}, {"scope": (-1, 1)}]
+)
+@pytest.mark.parametrize("rows", [[0], [0, 3]])
+def test_a_bar_is_true_of_every_tile_beside_it(rows: list[int], options: dict[str, Any]) -> None:
+    """Wherever there is one: each value of these tiles has the colour that the bar gives it."""
+    run = a_run()
+    for layer in ("conv1", "layer1.0", "fc"):
+        for kind in ("grid", "montage"):
+            sheet = draw(run, kind, rows=rows, layers=layer, channels="first:5", **options).sheet
+            panels = [panel for panel in sheet.panels if panel.tiles.size > 1]
+            values = run[layer].values[rows, :5].reshape(-1, *panels[0].tiles.shape[1:])
+            if options.get("scope") == "row" and kind == "grid":
+                assert len(sheet.bars) == len(rows)
+            elif (len(rows) > 1 and options.get("scope") == "row") or options.get("scope") == "channel":
+                assert not sheet.bars
+                assert "no bar: the scales differ" in words(sheet)
+                continue
+            shown = np.concatenate([panel.tiles for panel in panels])
+            for i, bar in enumerate(sheet.bars):
+                part = slice(5 * i, 5 * (i + 1)) if len(sheet.bars) > 1 else slice(None)
+                line = bar.line.astype(float)
+                at = np.linspace(bar.low, bar.high, len(line))
+                ordinary = shown[part] < N_COLOURS
+                told = np.interp(values[part][ordinary], at, line)
+                assert np.abs(told - shown[part][ordinary]).max() <= 1.5
+                assert (values[part][shown[part] == Mark.OVER] > bar.high).all()
+                assert (values[part][shown[part] == Mark.UNDER] < bar.low).all()
+
+
+@pytest.mark.parametrize("kind", ["grid", "montage"])
+def test_channels_come_in_pages_that_leave_none_out(kind: str) -> None:
+    run = maps_run(np.random.default_rng(0).random((1, 70, 3, 3), np.float32) + 0.1)
+    seen: list[str] = []
+    for page, n in ((1, 32), (2, 32), (3, 6)):
+        sheet = draw(run, kind, channels=f"page:{page}:32").sheet
+        assert f"{n} of 70 channels shown, page {page} of 3" in said(sheet)
+        numbers = {text.text for text in sheet.texts if text.text.isdigit() and text.size == 9}
+        seen += sorted(numbers & {str(c) for c in range(32 * (page - 1), 32 * page)}, key=int)
+    assert seen == [str(c) for c in range(70)]
+    with pytest.raises(
+        SelectionError, match="page 4 of the channels of conv1 is not there; its 70 make 3 pages"
+    ):
+        draw(run, kind, channels="page:4:32")
+
+
+@pytest.mark.parametrize("over", ["drawn", "data"])
+def test_pages_of_a_ranking_follow_each_other(over: str) -> None:
+    run = a_run()
+    measures = run["conv1"].values[0 if over == "drawn" else slice(None)].mean((-2, -1))
+    measures = measures if over == "drawn" else measures.mean(0)
+    expected = np.argsort(-measures, kind="stable").tolist()
+    got: list[int] = []
+    for page in (1, 2, 3):
+        sheet = draw(run, "grid", layers="conv1", channels=f"page:{page}:6:mean", over=over).sheet
+        got += [
+            int(text.text)
+            for text in sheet.texts
+            if text.text.isdigit()
+            and text.ink.is_grey
+            and text.size == 9
+            and text.y < panel_of(sheet).y + panel_of(sheet).size[1]
+        ]
+        rows = "in this row" if over == "drawn" else "over all 6 rows"
+        assert f"page {page} of 3, by mean {rows}" in said(sheet)
+    assert got == expected
+
+
+def test_a_ranking_says_over_which_rows_it_is() -> None:
+    sheet = draw(a_run(), "grid", rows=[0, 2], layers="conv1", channels="top:2").sheet
+    assert "2 of 16 channels shown, by mean over these 2 rows" in said(sheet)
+
+
+# Stores that are not whole
+
+
+@pytest.mark.parametrize("kind", ["grid", "montage"])
+def test_a_picture_of_an_unfinished_store_says_so(kind: str) -> None:
+    run = a_run(6)
+    run._committed[4:] = False
+    for options in ({}, {"title": "a title"}):
+        sheet = draw(run, kind, layers="conv1", **options).sheet
+        assert "the capture is not finished: 4 of 6 rows" in words(sheet)
+        assert sheet.notes[0] == "the capture is not finished: 4 of 6 rows"
+        boxes = _boxes(sheet.texts)
+        assert max(box[2] for box in boxes) <= sheet.width
+    run._committed[:] = True
+    assert "finished" not in said(draw(run, kind, layers="conv1").sheet)
