@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..capture.errors import DrawError
 from .blocks import Block, Remark, listing, number, scaled, tile_columns, tile_factor
-from .lettering import shorten, text_width, wrap, wrap_name
+from .lettering import shorten, text_width, wrap, wrap_even, wrap_name
 from .sheet import Bar, Ink, Panel, Photo, Sheet, Text
 from .spec import GridSpec, MontageSpec, Spec, TilesSpec
 from .view import RowView, View
@@ -121,7 +121,7 @@ class _Page:
     def caption(self, x: int, y: int, width: int, block: Block, spec: TilesSpec) -> int:
         """Write what is shown and on which scale, and what each mark stands for behind a sample of it."""
         said = [_shown(block), block.layer.note, _scope(block, spec), _range(block)]
-        y = self.lines(x, y, [line for text in said for line in wrap(text, width, NOTE)])
+        y = self.lines(x, y, [line for text in said for line in wrap_even(text, width, NOTE)])
         for remark in block.remarks:
             y += NOTE_LINE
             swatch = np.full((1, 1, 1), remark.mark, np.uint8)

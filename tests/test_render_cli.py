@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from layertap.capture import reader
 from layertap.capture.errors import StoreNotFoundError
-from layertap.render import draw
+from layertap.render import cli, draw, picture
 from layertap.render.cli import render
 from test_render_run import a_run
 
@@ -169,6 +169,24 @@ def test_what_is_kept_is_not_told_as_drawn(call: Any) -> None:
     assert output == "0.png\nkept 1.png (there already; --overwrite draws it anew)\n"
     assert call(*options, "--rows", "0:2", "--overwrite").output == "0.png\n1.png\n"
     assert Path("1.png").read_bytes() != b"mine"
+
+
+def test_files_are_drawn_by_as_many_processes_as_are_asked_for(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def many(run: Any, kind: str, rows: Any, out: str, *, jobs: int, **options: Any) -> None:
+        asked.append(jobs)
+
+    monkeypatch.setattr(picture, "draw_many", many)
+    monkeypatch.setattr(cli, "n_cores", lambda: 7)
+    for options in ((), ("--jobs", "3")):
+        assert call("grid", "run.zarr", *options).exit_code == 0
+    monkeypatch.setattr(cli, "_MANY", 6)
+    for options in (("--rows", "0:6"), ("--rows", "0:5"), ("--rows", "0:6", "--jobs", "1")):
+        assert call("grid", "run.zarr", *options).exit_code == 0
+    assert asked == [1, 3, 7, 1, 1]
 
 
 def test_an_option_is_told_before_the_name_of_the_file(call: Any) -> None:

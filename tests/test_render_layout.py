@@ -12,7 +12,7 @@ from layertap.capture.errors import DrawError, SelectionError
 from layertap.render import GridSpec, MontageSpec, Sheet, draw
 from layertap.render.blocks import number
 from layertap.render.colormaps import N_COLOURS, WHITE, Mark
-from layertap.render.lettering import shorten, text_width, wrap, wrap_name
+from layertap.render.lettering import shorten, text_width, wrap, wrap_even, wrap_name
 from layertap.render.sheet import FRAME, Panel, Text
 from test_render_run import FakeArray, FakeRun, FakeTap, a_run, maps_run
 
@@ -698,3 +698,13 @@ def test_a_picture_of_an_unfinished_store_says_so(kind: str) -> None:
         assert max(box[2] for box in boxes) <= sheet.width
     run._committed[:] = True
     assert "finished" not in said(draw(run, kind, layers="conv1").sheet)
+
+
+def test_lines_of_a_caption_are_about_as_long_as_each_other() -> None:
+    text = "one scale for the layer over all 400 rows"
+    width = text_width("one scale for the layer over all", 10) + 1
+    assert wrap(text, width, 10) == ["one scale for the layer over all", "400 rows"]
+    assert wrap_even(text, width, 10) == ("one scale for the layer", "over all 400 rows")
+    assert wrap_even("one two", 1000, 10) == ("one two",)
+    assert wrap_even("", 100, 10) == ()
+    assert wrap_even("a " + "b" * 90, 100, 10) == tuple(wrap("a " + "b" * 90, 100, 10))

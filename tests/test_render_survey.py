@@ -9,6 +9,7 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
+import test_ragged
 from layertap.capture import shard
 from layertap.capture.errors import SelectionError
 from layertap.render import draw, survey
@@ -240,3 +241,12 @@ def test_a_class_token_counts_for_nothing_where_it_is_not_drawn(store: Any) -> N
         sheet = draw(run, "grid", rows=0, scope="data", channels="top:1:maximum", over="data").sheet
         assert sheet.bars[0].high == 2
         assert "4" in words(sheet)
+
+
+def test_the_scale_of_the_data_set_holds_for_rows_of_every_shape(tmp_path: Path) -> None:
+    run = test_ragged.capture(tmp_path / "s")
+    every = np.concatenate([2 * row for row in test_ragged.Sequences().rows])
+    for row in (0, 5):
+        sheet = draw(run, "grid", rows=row, layers="twice", scope="data", channels="top:2", over="data").sheet
+        assert [(bar.low, bar.high) for bar in sheet.bars] == [(-np.abs(every).max(), np.abs(every).max())]
+        assert sheet.texts[2].text == str(every.mean(0).argmax())
