@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..capture.errors import DrawError
 from .colormaps import DIVERGING, Mark
 from .scale import Scale, TileFacts, blank, clipped, colormap_for, cut_of, entries, fit
 from .spec import TilesSpec
@@ -89,6 +90,11 @@ def _given(limits: tuple[float, float], spec: TilesSpec) -> Scale:
 def _shared(layers: Sequence[LayerView], facts: Sequence[TileFacts], spec: TilesSpec) -> Scale:
     """Return the scale, with as many limits as `spec.scope` asks for, that all of these layers share."""
     axis = {"row": 1, "channel": 0}.get(str(spec.scope))
+    if spec.scope == "data" and layers[0].data is None:
+        raise DrawError(
+            f"{layers[0].name} has no limits over the data set in a {spec.kind}, where it is computed; "
+            "the scope can be layer, figure, row, channel, or limits (low, high)"
+        )
     if layers[0].data is not None:
         low, high = np.asarray(layers[0].data.low), np.asarray(layers[0].data.high)
     elif axis is None:

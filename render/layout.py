@@ -166,8 +166,11 @@ def _range(block: Block) -> str:
     ranges = scale.low < scale.high
     if not ranges.any():
         return ""
-    from_zero = "from 0" if (scale.low[ranges] == 0).all() else ""
-    said = "symmetric around 0" if scale.diverging else from_zero
+    if scale.diverging:
+        even = bool((scale.low == -scale.high)[ranges].all())
+        said = "symmetric around 0" if even else "colours symmetric around 0"
+    else:
+        said = "from 0" if bool((scale.low[ranges] == 0).all()) else ""
     return ", ".join(part for part in (said, _clip(block)) if part)
 
 

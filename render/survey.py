@@ -94,6 +94,12 @@ class Captured:
         """Return the measure `by` of each channel over all of them, larger for what comes first."""
         return self._once("importance", lambda: self._importance(by), by)
 
+    def n_ranked(self, by: str) -> int:
+        """Return how many rows a ranking by `by` is over: of classes those that have one."""
+        if by != F_RATIO:
+            return self.run.n_committed
+        return self._once("classes", lambda: int((self.run.stats.labels() >= 0).sum()))
+
     def _once(self, what: str, find: Callable[[], _T], *of: Any) -> _T:
         """Return what `find` finds; it is called once."""
         known, key = found(self.run), (what, self.name, self.whole, *of)

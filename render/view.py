@@ -252,8 +252,10 @@ def _ranked(
     if choice.by == "index":
         return range(source.n_channels)[window], None, ""
     if spec.over == "data" or choice.by == F_RATIO:
-        order = ranked(source.captured().importance(choice.by))
-        return tuple(order[window].tolist()), None, f"over all {run.n_committed:,} rows"
+        captured = source.captured()
+        order, n = ranked(captured.importance(choice.by)), captured.n_ranked(choice.by)
+        some_rows = f"all {n:,} rows" if n == run.n_committed else f"the {n:,} rows that have a class"
+        return tuple(order[window].tolist()), None, f"over {some_rows}"
     some = None
     if not source.class_token:
         some = candidates(run.stats, name, source.rows, choice.by, window.stop)

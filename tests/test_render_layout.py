@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from layertap.capture.errors import DrawError, SelectionError
 from layertap.render import GridSpec, MontageSpec, Sheet, draw
-from layertap.render.blocks import number
+from layertap.render.blocks import number, scaled
 from layertap.render.colormaps import N_COLOURS, WHITE, Mark
 from layertap.render.lettering import shorten, text_width, wrap, wrap_even, wrap_name
 from layertap.render.sheet import FRAME, Panel, Text
+from layertap.render.view import take
 from test_render_run import FakeArray, FakeRun, FakeTap, a_run, maps_run
 
 
@@ -709,3 +711,18 @@ def test_lines_of_a_caption_are_about_as_long_as_each_other() -> None:
     assert wrap_even("one two", 1000, 10) == ("one two",)
     assert wrap_even("", 100, 10) == ()
     assert wrap_even("a " + "b" * 90, 100, 10) == tuple(wrap("a " + "b" * 90, 100, 10))
+
+
+def test_colours_are_symmetric_where_limits_are_not_and_this_is_said() -> None:
+    for options in ({"scope": (-1, 3)}, {"clip": (1, 90)}):
+        assert "colours symmetric around 0" in said(draw(a_run(), "grid", layers="layer1.0", **options).sheet)
+    sheet = draw(a_run(), "grid", layers="layer1.0", scope=(-2, 2)).sheet
+    assert "symmetric around 0" in words(sheet)
+
+
+def test_what_is_computed_has_no_scale_of_the_data_set() -> None:
+    spec = GridSpec(rows=(0,), layers=("conv1",), scope="data")
+    taken = take(a_run(), spec)
+    computed = replace(taken, layers=(replace(taken.layers[0], data=None),))
+    with pytest.raises(DrawError, match="no limits over the data set in a grid"):
+        scaled(computed, spec)

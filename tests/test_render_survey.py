@@ -225,6 +225,20 @@ def test_channels_are_ranked_by_how_well_they_tell_the_classes_apart(store: Any,
     assert "4 of 12 channels shown, by class F-ratio over all 40 rows" in " ".join(words(sheet))
 
 
+@pytest.mark.parametrize("stats", [None, "pooled"])
+def test_rows_without_a_class_count_for_no_ranking_by_classes(tmp_path: Path, stats: str | None) -> None:
+    values, labels = maps(signed=True), np.arange(N) % 4
+    labels[5:30] = -1
+    path = tmp_path / "a.zarr"
+    lt.record_dataset(
+        lambda rows: {"conv": values[rows]}, (np.arange(N), labels), path, "*", backend="arrays", stats=stats
+    )
+    sheet = draw(lt.open(path), "grid", rows=3, channels="top:4:f_ratio").sheet
+    expected = ranked(plain_f_ratio(values[labels >= 0], labels[labels >= 0]))[:4]
+    assert [text for text in words(sheet) if text.isdigit()][:4] == [str(c) for c in expected]
+    assert "by class F-ratio over the 15 rows that have a class" in " ".join(words(sheet))
+
+
 def test_a_ranking_by_classes_needs_labels(tmp_path: Path) -> None:
     data = np.arange(8)
     lt.record_dataset(lambda rows: {"conv": maps()[rows]}, data, tmp_path / "a.zarr", "*", backend="arrays")
