@@ -7,11 +7,15 @@ and holds one task's rows.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +100,24 @@ _batch: Batch | None = None  # of a process that draws for another
 
 
 def _start(batch: Batch, known: dict[tuple[Any, ...], Any]) -> None:
+    """Make this process one that draws for another, and ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the other one stops this
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _take(batch, known)
+
+
+def _take(batch: Batch, known: dict[tuple[Any, ...], Any]) -> None:
     global _batch
     _batch = batch
     found(batch.run).update(known)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that started this one; one that is killed cannot tell."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _draw(task: tuple[Sequence[int], Sequence[Path]]) -> list[_Done]:

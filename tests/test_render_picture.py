@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +244,7 @@ def test_what_is_found_of_all_rows_is_not_found_again_by_each_process(stored: An
     assert {key[:2] for key in known} == {("limits", "conv1"), ("limits", "conv2")}
     other = pickle.loads(pickle.dumps(stored))
     one = batch.Batch(other, "grid", {"scope": "data"}, None, False)
-    batch._start(one, dict.fromkeys(known, (0.0, 1234.0)))
+    batch._take(one, dict.fromkeys(known, (0.0, 1234.0)))
     try:
         batch._draw(((7,), (tmp_path / "7.png",)))
     finally:
@@ -276,3 +278,34 @@ def test_an_error_of_a_process_is_raised_and_what_was_drawn_stays(stored: Any, t
 def test_no_job_is_no_number_of_jobs(stored: Any, tmp_path: Path) -> None:
     with pytest.raises(DrawError, match="jobs must be 1 or more, not 0"):
         draw_many(stored, "grid", 0, tmp_path / "{row}.png", jobs=0)
+
+
+_KILLED = """
+import os, sys
+import layertap as lt
+
+if __name__ == "__main__":
+    report = lambda path, drawn: print(path.name, flush=True)
+    lt.draw_many(lt.open(sys.argv[1]), "grid", None, sys.argv[2] + "/{row}.png", jobs=2, report=report)
+"""
+
+
+def test_a_batch_that_is_killed_leaves_no_process_and_goes_on(stored: Any, tmp_path: Path) -> None:
+    (tmp_path / "many.py").write_text(_KILLED)
+    out = tmp_path / "out"
+    command = [sys.executable, str(tmp_path / "many.py"), str(stored.path), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    for _ in range(2):  # the second line tells that processes have begun
+        process.stdout.readline()
+    process.kill()
+    assert process.stdout.read() is not None  # ends when no process has it open any more
+    process.stdout.close()
+    process.wait()
+    there = {path.name: path.read_bytes() for path in out.glob("[0-9]*.png")}
+    assert 2 <= len(there) < 300
+    drawn: list[bool] = []
+    paths = draw_many(stored, "grid", None, out / "{row}.png", report=lambda _, is_new: drawn.append(is_new))
+    assert sum(drawn) == 300 - len(there)
+    assert all((out / name).read_bytes() == data for name, data in there.items())
+    assert all(Image.open(path).verify() is None for path in paths)
