@@ -58,7 +58,7 @@ def _options(out: str | None, default: bool | str) -> Callable[[Callable[..., No
             default="layer",
             show_default=True,
             metavar="SCOPE",
-            help="What shares a scale: layer, figure, row, channel, data (a layer, all rows), or limits: -1:1.",
+            help="What shares a scale: layer, figure, row, channel, data (a layer, all rows), or -1:1.",
         ),
         click.option(
             "--clip",

@@ -267,12 +267,15 @@ class Totals:
     n: Values
     """Finite values."""
     mean: Values
+    """Mean of them; 0 where there is none."""
     squares: Values
     """Sum of the squared deviations from the mean."""
     maximum: Values
+    """Greatest; minus infinity where there is none."""
     size: Values | None
     """Sum of the absolute values; None where it is not known."""
     n_nonzero: Values
+    """Finite values that are not zero."""
 
     @classmethod
     def of(cls, pieces: Iterable[Values]) -> Totals:
