@@ -96,10 +96,11 @@ class Settings:
             return self.writers
         if self.upload_bytes:
             return 4  # they wait more than they work
-        if self.codec == "none":
-            return 3  # two keep a disk busy while one waits until its block is durable
-        # Encoding is bound by cores, of which half are the model's.
         cores = n_cores()
+        if self.codec == "none":
+            # Two keep a disk busy while one waits until its block is durable.
+            return 3 if self.memory_bytes >= 3 * _WRITER_BYTES else min(2, cores)
+        # Encoding is bound by cores, of which half are the model's.
         return max(min(2, cores), min(cores // 2, _MOST_WRITERS, self.memory_bytes // _WRITER_BYTES))
 
 
