@@ -32,6 +32,7 @@ class Kind:
 KINDS = {
     "grid": "tiles:GRID",
     "montage": "tiles:MONTAGE",
+    "overlay": "overlay:OVERLAY",
 }
 
 

@@ -93,7 +93,7 @@ def take(run: Run, spec: TilesSpec) -> View:
     names = select_layers(run, spec.layers)
     choice = ChannelChoice.parse(spec.channels, spec.by)
     layers = tuple(_layer(run[name].of_one_shape(spec.rows), spec, choice, run.stats) for name in names)
-    return View(_rows(run, spec.rows, isinstance(spec, GridSpec) and spec.picture), layers)
+    return View(row_views(run, spec.rows, isinstance(spec, GridSpec) and spec.picture), layers)
 
 
 def _layer(tap: Tap, spec: TilesSpec, choice: ChannelChoice, stats: RunStatistics) -> LayerView:
@@ -108,7 +108,7 @@ def _layer(tap: Tap, spec: TilesSpec, choice: ChannelChoice, stats: RunStatistic
             f"{tap.name} cannot be drawn: a row of it is ({dims}) of {tap.dtype}; "
             "maps are real numbers on one to three axes, none of them empty"
         )
-    order = _axes(tap.dims[1:])
+    order = axes_order(tap.dims[1:])
     n_channels = tap.shape[1 + order[0]] if order else 1
     unit = tap.dims[1 + order[0]] if order else "value"
     how = choice.how
@@ -124,7 +124,7 @@ def _layer(tap: Tap, spec: TilesSpec, choice: ChannelChoice, stats: RunStatistic
     if how == "top" and not class_token and choice.n is not None:
         some = candidates(stats, tap.name, rows, choice.by, choice.n)
         channels = channels if some is None else tuple(some.tolist())
-    values = _read(tap, rows, order, channels)
+    values = read_maps(tap, rows, order, channels)
     if class_token:
         values = values[:, :, 1:]
     if how == "top":
@@ -150,7 +150,7 @@ def _layer(tap: Tap, spec: TilesSpec, choice: ChannelChoice, stats: RunStatistic
     )
 
 
-def _axes(dims: tuple[str, ...]) -> tuple[int, ...]:
+def axes_order(dims: tuple[str, ...]) -> tuple[int, ...]:
     """Return the order in which a row's axes are read: what is tiled first, then down, then across."""
     tiled = next((i for i, dim in enumerate(dims) if dim in ("channel", "component", "head")), None)
     if tiled is None and len(dims) == 2:
@@ -160,20 +160,20 @@ def _axes(dims: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(([tiled] if dims else []) + [i for i in range(len(dims)) if i != tiled])
 
 
-def _read(tap: Tap, rows: Values, order: tuple[int, ...], channels: Sequence[int]) -> Values:
+def read_maps(tap: Tap, rows: Values, order: tuple[int, ...], channels: Sequence[int]) -> Values:
     """Return floats of shape (rows, channels, ...), the tiled axis second."""
     if not order:
-        return _floats(np.asarray(tap[rows]).reshape(-1, 1))
+        return floats(np.asarray(tap[rows]).reshape(-1, 1))
     n = tap.shape[1 + order[0]]
     every = channels == range(n) or (len(channels) == n and tuple(channels) == tuple(range(n)))
     key: list[Any] = [rows, *[slice(None)] * len(order)]
     if not every:
         key[1 + order[0]] = np.array(channels)
     values = np.asarray(tap[tuple(key)])
-    return _floats(values.transpose(0, *(1 + axis for axis in order)))
+    return floats(values.transpose(0, *(1 + axis for axis in order)))
 
 
-def _floats(values: Values) -> Values:
+def floats(values: Values) -> Values:
     """Return `values` in float32 where that holds every value, else in float64."""
     small = values.dtype.itemsize <= 2 or values.dtype == np.float32
     return np.ascontiguousarray(values, np.float32 if small else np.float64)
@@ -206,11 +206,12 @@ def _wrap(values: Values, n_axes: int) -> tuple[Values, NDArray[np.bool_] | None
     return maps.reshape(*values.shape[:2], height, width), cells, note
 
 
-def _rows(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...]:
+def row_views(run: Run, rows: tuple[int, ...], pictures: bool) -> tuple[RowView, ...]:
+    """Return what is known of each of `rows`, with its picture where these are wanted and there."""
     indices = np.array(rows)
     ids = run.rows["id"][indices] if "id" in run.rows else None
     labels, predictions = (class_column(run, name, indices) for name in ("label", "prediction"))
-    shown = run.rows["picture"][indices] if pictures and _has_pictures(run) else None
+    shown = run.rows["picture"][indices] if pictures and has_pictures(run) else None
     views = []
     for i, row in enumerate(rows):
         label, prediction = (None if c is None else c[i].item() for c in (labels, predictions))
@@ -246,7 +247,7 @@ def _brief(text: str) -> str:
     return text if len(text) <= 2 * _ENDS else f"{text[:_ENDS]}…{text[-_ENDS:]}"
 
 
-def _has_pictures(run: Run) -> bool:
+def has_pictures(run: Run) -> bool:
     """Return whether the store has pictures; another's may hold something else under the name."""
     column = run.rows.get("picture")
     if column is None or column.dtype != np.uint8:
