@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -9,26 +10,22 @@ import click
 from .cli import draw_kind, render, tile_options
 
 
-class _Numbers(click.ParamType):
-    """Numbers with commas between them, as many as are asked for."""
+def _numbers(n: int, *words: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Return what reads `n` numbers with commas between them, or one of some words."""
 
-    name = "numbers"
-
-    def __init__(self, n: int, words: tuple[str, ...] = ()) -> None:
-        self.n, self.words = n, words
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return a tuple of numbers, or the word."""
-        if value in self.words or not isinstance(value, str):
-            return value
+    def read(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+        if text is None or text in words:
+            return text
         try:
-            numbers = tuple(float(part) if "." in part else int(part) for part in value.split(","))
+            numbers = tuple(float(part) if "." in part else int(part) for part in text.split(","))
         except ValueError:
             numbers = ()
-        if len(numbers) != self.n:
-            or_words = "".join(f", or {word}" for word in self.words)
-            self.fail(f"{value!r} is not {self.n} numbers with commas between them{or_words}", param, ctx)
+        if len(numbers) != n:
+            others = "".join(f", or {word}" for word in words)
+            raise click.BadParameter(f"{text!r} is not {n} numbers with commas between them{others}")
         return numbers
+
+    return read
 
 
 @render.command()
@@ -57,18 +54,18 @@ class _Numbers(click.ParamType):
     help="bilinear or nearest, before scaling.",
 )
 @click.option(
-    "--cell", type=_Numbers(2), metavar="Y,X", help="A cell of the layers, outlined on the picture."
+    "--cell", callback=_numbers(2), metavar="Y,X", help="A cell of the layers, outlined on the picture."
 )
 @click.option(
     "--query",
-    type=_Numbers(2, ("class", "mean")),
+    callback=_numbers(2, "class", "mean"),
     metavar="WHICH",
     help="Whose attention: class, mean, or the patch Y,X, which is outlined.",
 )
 @click.option("--prefix", type=click.IntRange(0), help="Tokens before the patches; by their number if none.")
 @click.option(
     "--region",
-    type=_Numbers(4),
+    callback=_numbers(4),
     metavar="T,L,B,R",
     help="What the model saw of the picture: top, left, bottom, right in pixels.",
 )

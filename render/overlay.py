@@ -140,7 +140,7 @@ def _sheet(run: Run, spec: OverlaySpec) -> Sheet:
     if not has_pictures(run):
         raise DrawError(
             f"{run.path} holds no pictures to lay maps over. A capture of pictures keeps them; in a loop of "
-            "your own: rec.annotate(input=images), or picture= in uint8. A grid or montage draws the maps alone"
+            "your own: rec.annotate(input=images), or picture= in uint8. A grid draws the maps alone"
         )
     height, width = run.rows["picture"].shape[1:3]
     seen = seen_by(run, (height, width), spec.region)

@@ -1,7 +1,7 @@
 """From heat maps and pictures to a sheet: where everything stands. Pure functions.
 
 A map is brought to the size of the picture first and scaled then, so that colours and bar speak of what is
-drawn: resized, a peak may be lower than its cell, and a map that was scaled before would not reach its bar's end.
+drawn: resized, a peak may be lower than its cell, and a map scaled before would not reach the end of its bar.
 """
 
 from __future__ import annotations
@@ -341,5 +341,5 @@ def _original(
     page.photos.append(Photo(MARGIN, y, picture, canvas.factor))
     boxes = {column.box for column in columns if column.box is not None}
     if len(boxes) == 1:
-        page.outlines += canvas.outlines(*boxes, MARGIN, y)
+        page.outlines += canvas.outlines(boxes.pop(), MARGIN, y)
     return row_words(page, row, MARGIN, y + canvas.size[1] + 4, width)
