@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ class Heat:
     """The maps of one layer, or of several together, over a part of each picture."""
 
     name: str
-    """The tap's name, or what several make."""
+    """The tap's name, or what several together make."""
     tap: Tap
     """What they were read from; of a rollout the last layer's."""
     maps: Values
@@ -81,9 +81,7 @@ def layers_of(run: Run, heat: str, names: Sequence[str] | None) -> tuple[str, ..
     if heat in OF_ATTENTION:
         return _of_attention(run, heat, names)
     if names is None:
-        some = [
-            n for n, tap in run.taps.items() if tap.kind == "output" and can_draw(tap) and len(tap.bound) > 1
-        ]
+        some = [name for name, tap in run.taps.items() if tap.kind == "output" and _has_places(tap)]
         if not some:
             raise DrawError(f"{run.path} has no layer of maps or tokens to lay over a picture")
         return tuple(some)
@@ -91,6 +89,12 @@ def layers_of(run: Run, heat: str, names: Sequence[str] | None) -> tuple[str, ..
     if attention is not None:
         raise DrawError(f"{attention} holds attention weights; draw them with heat='head' or heat='rollout'")
     return tuple(names)
+
+
+def _has_places(tap: Tap) -> bool:
+    """Return whether a tap may be laid over a picture, and is more than one value for each channel."""
+    places = [tap.bound[axis] for axis in axes_order(tap.dims[1:])[1:]]
+    return can_draw(tap) and any(n > 1 for n in places)
 
 
 def _with_gradients(run: Run, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -212,39 +216,40 @@ def heats(run: Run, spec: OverlaySpec, seen: Seen) -> tuple[Heat, ...]:
 
 
 def _channels(tap: Tap, spec: OverlaySpec, seen: Seen) -> Heat:
-    values, area, said = _maps(tap, spec, seen)
-    unit = tap.dims[1 + axes_order(tap.dims[1:])[0]]
+    read, area, said = _maps(tap, spec, seen)
+    axis = axes_order(tap.dims[1:])[0]
     single = spec.heat == "channel"
     choice = ChannelChoice.parse("top:1" if single and spec.channels == "auto" else spec.channels, spec.by)
-    channels, values, amount = _chosen(values, choice, unit, tap.name)
+    channels, values, amount = _chosen(read, tap.bound[axis], choice, tap.dims[1 + axis], tap.name)
     if single:
-        return Heat(tap.name, tap, values, channels, unit, area, (amount, *said))
+        return Heat(tap.name, tap, values, channels, tap.dims[1 + axis], area, (amount, *said))
     what = {"mean": "mean", "maximum": "maximum", "l2": "L2 norm"}[spec.heat]
     return Heat(tap.name, tap, reduced(values, spec.heat), (0,), "map", area, (f"{what} of {amount}", *said))
 
 
 def _chosen(
-    values: Values, choice: ChannelChoice, unit: str, name: str
+    read: Callable[[Sequence[int]], Values], n: int, choice: ChannelChoice, unit: str, name: str
 ) -> tuple[tuple[int, ...], Values, str]:
-    """Return the channels of a choice, their values, and how many they are in words."""
-    n = values.shape[1]
+    """Return the channels of a choice among `n`, their values, and how many they are in words."""
+    channels: Sequence[int] = range(min(choice.n, n) if choice.how == "first" else n)
     if choice.how == "list":
         channels = choice.indices(n, f"{unit} of {name}:")
-    elif choice.how == "top":
+    values = read(channels)
+    if choice.how == "top":
         check_ranks(values, choice.by, name)
-        channels = tuple(rank(values, choice.by)[: choice.n].tolist())
-    else:
-        channels = tuple(range(min(choice.n, n) if choice.how == "first" else n))
-    amount = f"all {n} {unit}s" if len(channels) == n > 1 else f"{len(channels)} of {n} {unit}s"
-    if len(channels) == 1 < n:
-        amount = f"{unit} {channels[0]} of {n}"
-    if choice.how == "top" and choice.by != "index":
-        amount += f", by {choice.by}"
-    return channels, values if channels == tuple(range(n)) else values[:, list(channels)], amount
+        channels = rank(values, choice.by)[: choice.n].tolist()
+        values = values[:, channels]
+    amount = f"all {n} {unit}s" if len(channels) == n else f"{len(channels)} of {n} {unit}s"
+    if len(channels) == 1:
+        amount = f"{unit} {channels[0]} of {n}" if n > 1 else f"its only {unit}"
+    ranked = choice.how == "top" and choice.by != "index"
+    return tuple(channels), values, f"{amount}, by {choice.by}" if ranked else amount
 
 
-def _maps(tap: Tap, spec: OverlaySpec, seen: Seen) -> tuple[Values, Area, tuple[str, ...]]:
-    """Return a tap as maps, (rows, channels, height, width), where they lie, and how they came to be."""
+def _maps(
+    tap: Tap, spec: OverlaySpec, seen: Seen
+) -> tuple[Callable[[Sequence[int]], Values], Area, tuple[str, ...]]:
+    """Return what reads channels as maps (rows, channels, height, width), where they lie, and what to say."""
     order = axes_order(tap.dims[1:])
     if not can_draw(tap) or len(order) < 2:
         row = ", ".join(f"{dim}={n}" for dim, n in zip(tap.dims[1:], tap.bound, strict=True))
@@ -252,16 +257,17 @@ def _maps(tap: Tap, spec: OverlaySpec, seen: Seen) -> tuple[Values, Area, tuple[
             f"{tap.name} cannot be laid over a picture: a row of it is ({row}) of {tap.dtype}, and what can "
             "is maps (channel, y, x), or tokens that are patches of the picture"
         )
-    values = read_maps(tap, np.array(spec.rows), order, range(tap.shape[1 + order[0]]))
+    rows, sizes = np.array(spec.rows), [tap.bound[axis] for axis in order]
     said = (f"stored as {tap.reduction}",) if tap.reduction.steps else ()
     if len(order) == 3:
         area = _area(tap, seen.area)
-        return values, area, (*said, *_cells_of(values.shape[2:], area))
-    tokens = _tokens(tap, values.shape[2], spec, seen)
+        said = (*said, *_cells_of((sizes[1], sizes[2]), area))
+        return lambda channels: read_maps(tap, rows, order, channels), area, said
+    tokens = _tokens(tap, sizes[1], spec, seen)
     if tokens.before:
         some = "class token" if tokens.before == 1 else f"first {tokens.before} tokens"
         said = (*said, f"{some} left out")
-    return tokens.maps(values), seen.area, said
+    return lambda channels: tokens.maps(read_maps(tap, rows, order, channels)), seen.area, said
 
 
 def _area(tap: Tap, area: Area) -> Area:
@@ -277,7 +283,7 @@ def _area(tap: Tap, area: Area) -> Area:
     return area
 
 
-def _cells_of(shape: tuple[int, ...], area: Area) -> tuple[str, ...]:
+def _cells_of(shape: tuple[int, int], area: Area) -> tuple[str, ...]:
     """Return a note where cells are so far from square that the maps may not lie over all of the area.
 
     A cell more or less at the border, as convolutions have it, makes no difference.
@@ -307,9 +313,10 @@ def _grad_cam(tap: Tap, gradient: Tap, of: str, spec: OverlaySpec, seen: Seen) -
                 f"Grad-CAM takes each channel of {tap.name} and the mean of its gradient over all places, "
                 f"and the store holds {one.reduction} of {one.name}; capture it whole, or pooled by mean"
             )
-    outputs, area, said = _maps(tap, spec, seen)
-    gradients, _, _ = _maps(gradient, spec, seen)
-    return Heat(tap.name, tap, grad_cam(outputs, gradients), (0,), "map", area, (f"Grad-CAM {of}", *said))
+    read, area, said = _maps(tap, spec, seen)
+    every = range(tap.bound[axes_order(tap.dims[1:])[0]])
+    maps = grad_cam(read(every), _maps(gradient, spec, seen)[0](every))
+    return Heat(tap.name, tap, maps, (0,), "map", area, (f"Grad-CAM {of}", *said))
 
 
 def _score(run: Run) -> str:
@@ -326,9 +333,13 @@ def _heads(tap: Tap, spec: OverlaySpec, seen: Seen) -> Heat:
     tokens = _attention_tokens(tap, spec, seen)
     choice = ChannelChoice.parse(spec.channels, spec.by)
     query, words = _query(spec, tokens, tap.name)
-    maps = tokens.maps(_from(floats(tap[np.array(spec.rows)]), query))
-    heads, maps, amount = _chosen(maps, choice, "head", tap.name)
-    return Heat(tap.name, tap, maps, heads, "head", seen.area, (f"attention, {amount}", words), _patch(spec))
+
+    def read(heads: Sequence[int]) -> Values:
+        return tokens.maps(_from(floats(tap[np.array(spec.rows), np.array(heads)]), query))
+
+    heads, maps, amount = _chosen(read, tap.bound[0], choice, "head", tap.name)
+    said = (f"attention, {amount}", words)
+    return Heat(tap.name, tap, maps, heads, "head", seen.area, said, _patch(spec))
 
 
 def _rollout(taps: Sequence[Tap], spec: OverlaySpec, seen: Seen) -> Heat:
@@ -343,11 +354,10 @@ def _rollout(taps: Sequence[Tap], spec: OverlaySpec, seen: Seen) -> Heat:
     query, words = _query(spec, tokens, last.name)
     product = rollout(floats(tap[np.array(spec.rows)]) for tap in taps)
     maps = tokens.maps(_from(product[:, None], query))
-    n = f"{len(taps)} layers, " if len(taps) > 1 else ""
-    said = ("attention rollout", words, f"{n}heads averaged, half of each the identity")
+    n = f"{len(taps)} layers" if len(taps) > 1 else first.name
+    said = (words, f"{n}, heads averaged, each half identity")
     notes = (f"attention rollout over {', '.join(tap.name for tap in taps)}",)
-    name = first.name if len(taps) == 1 else f"{first.name} to {last.name}"
-    return Heat(name, last, maps, (0,), "map", seen.area, said, _patch(spec), notes)
+    return Heat("attention rollout", last, maps, (0,), "map", seen.area, said, _patch(spec), notes)
 
 
 def _attention_tokens(tap: Tap, spec: OverlaySpec, seen: Seen) -> Tokens:

@@ -100,13 +100,14 @@ def draw(
     Args:
         run: the store.
         kind: `grid` (the row's picture and a block of channels for each layer), `montage` (all channels of
-            a layer, or one channel over many rows), or a whole specification.
+            a layer, or one channel over many rows), `overlay` (heat maps over the row's picture), or a whole
+            specification.
         rows: an int, ints, a slice, or text such as `0,5,10:20`; None is the first captured row.
         layers: names or patterns of taps; None is every tap for a grid, the first one for a montage.
         channels: `all`, `first:9`, `top:9`, `top:9:variance`, a number or numbers; None is the first nine
             of a grid's maps, and all of a vector or a montage.
         painter: `matplotlib` or `pillow`; None is what suits the kind and the file.
-        options: other fields of `GridSpec` or `MontageSpec`: `by`, `scope`, `columns`, `colormap`,
+        options: other fields of `GridSpec`, `MontageSpec` or `OverlaySpec`: `by`, `scope`, `columns`, `colormap`,
             `magnification`, `numbers`, `title`, `picture`.
 
     Raises:

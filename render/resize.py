@@ -138,8 +138,7 @@ def averaged(maps: Values, cells: NDArray[np.bool_], divisor: int) -> tuple[Valu
     kept = (..., slice(height * divisor), slice(width * divisor))
     with np.errstate(invalid="ignore"):  # infinities of both signs
         means = maps[kept].reshape(*maps.shape[:-2], *parts).mean(axis=(-3, -1))
-    whole: NDArray[np.bool_] = cells[kept].reshape(parts).all(axis=(1, 3))
-    return means, whole
+    return means, np.asarray(cells[kept].reshape(parts).all(axis=(1, 3)))
 
 
 def check_resize(how: str) -> None:
