@@ -107,8 +107,8 @@ def draw(
         channels: `all`, `first:9`, `top:9`, `top:9:variance`, a number or numbers; None is the first nine
             of a grid's maps, and all of a vector or a montage.
         painter: `matplotlib` or `pillow`; None is what suits the kind and the file.
-        options: other fields of `GridSpec`, `MontageSpec` or `OverlaySpec`: `by`, `scope`, `columns`, `colormap`,
-            `magnification`, `numbers`, `title`, `picture`.
+        options: other fields of `GridSpec`, `MontageSpec` or `OverlaySpec`: `by`, `scope`, `columns`,
+            `colormap`, `magnification`, `numbers`, `title`, `picture` and others.
 
     Raises:
         SelectionError: a layer, row, channel or class is not there; the closest are named.
