@@ -19,6 +19,7 @@ from layertap.render.heat_maps import seen_by
 from layertap.render.kinds import spec_from_json
 from layertap.render.painters import painter
 from layertap.render.resize import Area, averaged, cell_of, resized
+from layertap.render.selection import select_layers
 from layertap.render.sheet import Outline, Sheet
 from numpy.typing import NDArray
 
@@ -338,6 +339,21 @@ def test_a_layer_that_was_cropped_covers_its_part(tmp_path: Path) -> None:
     covered[6:, :4] = True
     assert ((tile(picture) != WHITE) == covered).all()
     assert "stored as crop:2x4@6,0" in texts(picture)
+
+
+def test_a_layer_that_was_pooled_and_then_cropped_covers_its_part(tmp_path: Path) -> None:
+    maps = np.random.default_rng(6).random((2, 1, 8, 8), np.float32)
+    run = captured(tmp_path, maps, reduce="pool:4|crop:1x2@3,0")
+    covered = np.zeros((8, 8), np.bool_)
+    covered[6:, :4] = True
+    assert ((tile(lt.draw(run, "overlay")) != WHITE) == covered).all()
+
+
+def test_tokens_that_were_pooled_have_no_place(tmp_path: Path) -> None:
+    run = captured(tmp_path, np.random.default_rng(6).random((2, 36, 3), np.float32), reduce="pool:16")
+    assert run["maps"].shape == (2, 16, 3)
+    with pytest.raises(DrawError, match="holds pool:16 of maps, so where its tokens lie"):
+        lt.draw(run, "overlay")
 
 
 def test_cells_that_are_far_from_square_are_said(run: Any, tmp_path: Path) -> None:
@@ -676,6 +692,36 @@ def test_rollout_keeps_the_order_of_the_layers(vit_run: Any) -> None:
     assert picture.spec.to_json()["layers"] == names
     assert f"attention rollout over {', '.join(names)}" in picture.sheet.notes
     assert "class token to each patch" in texts(picture)
+
+
+def test_rollout_of_layers_of_other_tokens_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class TwoSizes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.coarse = (torch.nn.MultiheadAttention(3, 1, batch_first=True) for _ in range(2))
+
+        def forward(self, x: Any) -> Any:
+            x = self.fine(*[x.flatten(2).transpose(1, 2)] * 3)[0]
+            return self.coarse(*[x[:, ::4]] * 3)[0]
+
+    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    run = lt.record_dataset(TwoSizes(), pictures, tmp_path / "two.zarr", ["*:attention"])
+    assert [run[name].shape[2] for name in run] == [16, 4]
+    with pytest.raises(DrawError, match="fine:attention has 16 and coarse:attention 4"):
+        lt.draw(run, "overlay", heat="rollout")
+    assert lt.draw(run, "overlay", heat="rollout", layers="coarse:attention").sheet.panels
+
+
+def test_patterns_mean_taps_of_the_kind_behind_them(vit_run: Any) -> None:
+    pattern = "encoder.layers.*.self_attention:attention"
+    assert select_layers(vit_run, pattern) == tuple(attention_layers(vit_run))
+    gradients = select_layers(vit_run, "encoder.layers.*:grad")
+    assert gradients == tuple(f"encoder.layers.encoder_layer_{i}:grad" for i in range(3))
+    assert select_layers(vit_run, "encoder.layers.*") == tuple(
+        name.removesuffix(":grad") for name in gradients
+    )
 
 
 def test_heads_are_those_of_the_capture(vit_run: Any) -> None:
