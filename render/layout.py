@@ -171,7 +171,7 @@ def grid(view: View, spec: GridSpec) -> Sheet:
             )
         ends = [_tiles_of_row(page, columns, c, i, y, spec, last=row is view.rows[-1]) for c in columns]
         if photo_width:
-            ends.append(_photo(page, row, MARGIN, y, photo_width))
+            ends.append(put_photo(page, row, MARGIN, y, photo_width))
         bottom = max(ends)
     return page.sheet(x - COLUMN_GAP + MARGIN, bottom + MARGIN, spec.title)
 
@@ -262,12 +262,12 @@ def _tiles_of_row(
 
 def _photo_width(view: View) -> int:
     """Return the width of the column that shows and names the rows; 0 where there is nothing to show."""
-    sizes = [_photo_at(row.picture, 0, 0).size[0] for row in view.rows if row.picture is not None]
+    sizes = [photo_at(row.picture, 0, 0).size[0] for row in view.rows if row.picture is not None]
     known = any(row.true or row.predicted for row in view.rows)
     return max([NARROWEST, *sizes]) if sizes or known or len(view.rows) > 1 else 0
 
 
-def _photo_at(picture: NDArray[np.uint8], x: int, y: int) -> Photo:
+def photo_at(picture: NDArray[np.uint8], x: int, y: int) -> Photo:
     """Place a picture, magnified by a whole number; a large one is averaged down by one."""
     largest = max(picture.shape[:2])
     divisor = max(1, round(largest / PHOTO_SIDE)) if largest > 2 * PHOTO_SIDE else 1
@@ -279,10 +279,11 @@ def _photo_at(picture: NDArray[np.uint8], x: int, y: int) -> Photo:
     return Photo(x, y, picture, max(1, round(PHOTO_SIDE / largest)))
 
 
-def _photo(page: Page, row: RowView, x: int, y: int, width: int) -> int:
+def put_photo(page: Page, row: RowView, x: int, y: int, width: int) -> int:
+    """Put a row's name, picture and classes; return where they end."""
     y = row_name(page, row, x, y, width)
     if row.picture is not None:
-        page.photos.append(_photo_at(row.picture, x, y))
+        page.photos.append(photo_at(row.picture, x, y))
         y += page.photos[-1].size[1] + 4
     return row_words(page, row, x, y, width)
 
