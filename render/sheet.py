@@ -245,27 +245,32 @@ class Sheet:
     def colormap(self) -> str | None:
         """The one palette that shows all of it, or None where it takes RGB."""
         names = {part.colormap for part in self._coloured_parts()}
-        blended = any(panel.beneath is not None for panel in self.panels)
         grey = all(ink.is_grey for ink in {text.ink for text in self.texts})
+        blended = any(panel.beneath is not None for panel in self.panels)
         if self.photos or self.outlines or blended or len(names) > 1 or not grey:
             return None
         return names.pop() if names else "gray"
 
     def coloured(self) -> Iterator[tuple[int, int, NDArray[np.uint8], str]]:
-        """Yield x, y, palette entries and colour map of what is drawn in these, without what is beneath."""
+        """Yield x, y, palette entries and colour map of everything that is drawn in palette entries."""
         for part in self._coloured_parts():
             yield part.x - 1, part.y - 1, part.entries(), part.colormap
 
-    def _coloured_parts(self) -> list[Panel | Bar]:
-        return [*self.panels, *self.bars]
-
-    def pictures(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-        """Yield x, y and RGB pixels of every image on the sheet, photos included."""
+    def in_rgb(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+        """Yield x, y and pixels of everything that is not, from the lowest to the one on top."""
         for panel in self.panels:
-            yield panel.x - 1, panel.y - 1, panel.rgb()
-        for bar in self.bars:
-            yield bar.x - 1, bar.y - 1, palette(bar.colormap)[bar.entries()]
+            if panel.beneath is not None:
+                yield panel.x - 1, panel.y - 1, panel.rgb()
         for photo in self.photos:
             yield photo.x, photo.y, photo.rgb()
         for outline in self.outlines:
             yield from outline.sides()
+
+    def _coloured_parts(self) -> list[Panel | Bar]:
+        return [*(panel for panel in self.panels if panel.beneath is None), *self.bars]
+
+    def pictures(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+        """Yield x, y and RGB pixels of every image on the sheet."""
+        for x, y, entries, colormap in self.coloured():
+            yield x, y, palette(colormap)[entries]
+        yield from self.in_rgb()
