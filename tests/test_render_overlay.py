@@ -234,6 +234,25 @@ def test_pixels_are_the_picture_in_grey_below_the_colours_of_the_bar(run: Any, n
     assert "Colours at 25 % over the picture in grey; bars have them unblended." in texts(picture)
 
 
+def test_painters_agree_pixel_by_pixel(run: Any) -> None:
+    pytest.importorskip("matplotlib")
+    sheet = lt.draw(run, "overlay", rows=[0, 5], layers="relu,signed", channels="0:2", cell=(2, 2)).sheet
+    bare = Sheet(sheet.width, sheet.height, sheet.panels, sheet.photos, sheet.bars, outlines=sheet.outlines)
+    assert (painter("pillow").array(bare) == painter("matplotlib").array(bare)).all()
+
+
+def test_files_of_each_format_and_of_each_row_are_written(run: Any, tmp_path: Path) -> None:
+    paths = lt.draw_many(run, "overlay", [1, 3], tmp_path / "{row}_{class}.png", layers="relu", heat="l2")
+    assert [path.name for path in paths] == ["1_dog.png", "3_dog.png"]
+    picture = lt.draw(run, "overlay", rows=3, layers="relu", heat="l2")
+    assert paths[1].read_bytes() == picture.png() == picture._repr_png_()
+    pytest.importorskip("matplotlib")
+    assert (
+        picture.save(tmp_path / "x.svg").read_bytes().count(b"<image") == 4
+    )  # picture, map, bar, and a mark
+    assert picture.save(tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
+
+
 def test_a_picture_may_stay_in_colour_below(run: Any) -> None:
     picture = lt.draw(run, "overlay", rows=1, layers="relu", beneath="colour", alpha=1e-6)
     (photo,), (panel,) = picture.sheet.photos, picture.sheet.panels
