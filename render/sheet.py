@@ -131,7 +131,7 @@ class Panel:
     def rgb(self) -> NDArray[np.uint8]:
         """Return the colours of the whole panel, blended with what is beneath; placed as `entries`."""
         entries = self.entries()
-        colours = palette(self.colormap)[entries]
+        colours = palette(self.colormap).take(entries, axis=0)
         if self.beneath is None or self.opacity is None:
             return colours
         width, height = self.tile_size
@@ -272,5 +272,5 @@ class Sheet:
     def pictures(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
         """Yield x, y and RGB pixels of every image on the sheet."""
         for x, y, entries, colormap in self.coloured():
-            yield x, y, palette(colormap)[entries]
+            yield x, y, palette(colormap).take(entries, axis=0)
         yield from self.in_rgb()
