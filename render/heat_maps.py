@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _KEEP_MEANS = ("cast", "int8", "pool")  # every channel, and the mean of its places
 _MOVE_TOKENS = ("pool", "crop", "tokens", "own")
+_DIGITS = 10  # a number of a class has fewer
 _SQUARE = 1.05  # a cell whose sides differ by less is called square
 
 
@@ -271,15 +272,25 @@ def _maps(
 
 
 def _area(tap: Tap, area: Area) -> Area:
-    """Return where a tap lies whose layer lies over `area`: less, where it was cropped."""
-    height, width = tap.source_shape[-2:]
-    for step in tap.reduction.to_json():
-        if step["kind"] == "pool":
-            height, width = step["size"]
-        elif step["kind"] == "crop":
-            (h, w), (y, x) = step["size"], step["at"]
-            area = area.part(y / height, x / width, (y + h) / height, (x + w) / width)
-            height, width = h, w
+    """Return where a tap lies whose layer lies over `area`: less, where it was cropped.
+
+    Raises:
+        DrawError: what it was reduced by does not fit the layer.
+
+    """
+    try:
+        height, width = tap.source_shape[-2:]
+        for step in tap.reduction.to_json():
+            if step["kind"] == "pool":
+                height, width = step["size"]
+            elif step["kind"] == "crop":
+                (h, w), (y, x) = step["size"], step["at"]
+                area = area.part(y / height, x / width, (y + h) / height, (x + w) / width)
+                height, width = h, w
+    except (TypeError, ValueError) as error:
+        raise DrawError(
+            f"{tap.name} is said to be {tap.reduction} of {_size(tap.source_shape)}, which does not fit"
+        ) from error
     return area
 
 
@@ -326,7 +337,9 @@ def _score(run: Run) -> str:
         return "of what backward() was called on"
     if score in ("prediction", "label"):
         return f"of the {'predicted' if score == 'prediction' else 'true'} class's logit"
-    return f"of the logit of {class_name(run.classes, int(score))}" if score.isdecimal() else f"of {score}"
+    if score.isdecimal() and len(score) < _DIGITS:
+        return f"of the logit of {class_name(run.classes, int(score))}"
+    return f"of {score}"
 
 
 def _heads(tap: Tap, spec: OverlaySpec, seen: Seen) -> Heat:

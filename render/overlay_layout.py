@@ -78,6 +78,7 @@ class _Canvas:
         cells = max(n / side for heat in heats for n, side in zip(heat.cells, heat.area.size, strict=True))
         times = max(1, math.ceil(cells - 1e-9))
         shape = (picture[0] * times, picture[1] * times)
+        check_size(*shape)
         largest = max(shape)
         if spec.magnification is not None:
             return cls(times, 1, spec.magnification, shape)

@@ -10,7 +10,8 @@ import layertap as lt
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from layertap.capture.errors import DrawError, SelectionError
+from layertap.capture.errors import DrawError, FormatError, SelectionError
+from layertap.capture.trust import check_facts
 from layertap.render import OverlaySpec
 from layertap.render.cli import render
 from layertap.render.colormaps import N_COLOURS, WHITE, Mark, palette
@@ -364,6 +365,28 @@ def test_a_layer_that_was_pooled_and_then_cropped_covers_its_part(tmp_path: Path
     covered = np.zeros((8, 8), np.bool_)
     covered[6:, :4] = True
     assert ((tile(lt.draw(run, "overlay")) != WHITE) == covered).all()
+
+
+def test_what_a_store_says_wrongly_of_a_layer_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = captured(tmp_path, np.ones((1, 1, 8, 8), np.float32), reduce="crop:2x4@6,0")
+    monkeypatch.setattr(run["maps"], "source_shape", (8,))
+    with pytest.raises(DrawError, match="crop:2x4@6,0 of 8, which does not fit"):
+        lt.draw(run, "overlay")
+
+
+@pytest.mark.parametrize("pixels", ["224", 0, -1, 2.5, True, 2**40])
+def test_a_store_that_says_no_pixels_of_its_preprocessing_is_refused(pixels: Any) -> None:
+    for key in ("resize", "crop"):
+        with pytest.raises(FormatError, match=key):
+            check_facts({"taps": {}, "preprocess": {key: pixels}})
+        check_facts({"taps": {}, "preprocess": {key: 224}})
+
+
+def test_a_region_of_less_than_a_pixel_is_not_magnified_without_end(run: Any) -> None:
+    with pytest.raises(DrawError, match="the picture would have"):
+        lt.draw(run, "overlay", layers="relu", region=(0, 0, 1e-4, 1e-4))
 
 
 def test_tokens_that_were_pooled_have_no_place(tmp_path: Path) -> None:
