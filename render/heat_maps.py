@@ -33,8 +33,6 @@ class Seen:
 
     area: Area
     """Where that lies on a picture."""
-    shape: tuple[int, int]
-    """Height and width of the model's input, where they are known, else of the area."""
     note: str = ""
     """How it is known, where that is not plain."""
 
@@ -156,21 +154,19 @@ def seen_by(run: Run, shape: tuple[int, int], region: tuple[float, float, float,
         area = Area(*region)
         if area.bottom <= 0 or area.right <= 0 or area.top >= height or area.left >= width:
             raise DrawError(f"the region {region} lies beside the picture, which has {_size(shape)} pixels")
-        return Seen(area, _whole(area.size), "the region was given")
+        return Seen(area, "the region was given")
     preprocess = run.manifest.facts.get("preprocess") or {}
     resize, crop = preprocess.get("resize"), preprocess.get("crop")
     if (side := crop or resize) and shape != (side, side):
         return _middle(shape, resize, side)
-    inputs = [tap.source_shape[1:] for tap in run.taps.values() if _is_of_pictures(tap)]
-    for given in inputs:
+    for given in [tap.source_shape[1:] for tap in run.taps.values() if _is_of_pictures(tap)]:
         if given[0] * width != given[1] * height:
             raise DrawError(
                 f"the model got {_size(given)} pixels and the pictures in the store have {_size(shape)}: "
                 "what it saw of them is not known. Say it with region=(top, left, bottom, right), in pixels "
                 "of the picture"
             )
-    first = inputs[0] if inputs else shape
-    return Seen(Area(0, 0, height, width), (first[0], first[1]))
+    return Seen(Area(0, 0, height, width))
 
 
 def _middle(shape: tuple[int, int], resize: int | None, side: int) -> Seen:
@@ -179,16 +175,12 @@ def _middle(shape: tuple[int, int], resize: int | None, side: int) -> Seen:
     top, left = (margin(int(length * scale), side) / scale for length in shape)
     whole = side / scale
     note = f"the model saw the middle {whole:.4g} {TIMES} {whole:.4g} pixels"
-    return Seen(Area(top, left, top + whole, left + whole), (side, side), note)
+    return Seen(Area(top, left, top + whole, left + whole), note)
 
 
 def _is_of_pictures(tap: Tap) -> bool:
     shape = tap.source_shape
     return tap.layer == "." and tap.kind == "input" and len(shape) == 3 and shape[0] in (1, 3)
-
-
-def _whole(size: tuple[float, float]) -> tuple[int, int]:
-    return max(1, round(size[0])), max(1, round(size[1]))
 
 
 def _size(shape: Sequence[int]) -> str:
