@@ -211,21 +211,18 @@ def _named(block: Block, heat: Heat, n_rows: int) -> Block:
     """Return `block` with remarks that do not number the only map of a row."""
     if heat.unit != "map":
         return block
-    plain = {remark.words: _of_map(remark.words) for remark in block.remarks}
-    notes = list(block.notes)
-    for words, said in plain.items():
-        notes = [
-            note.removesuffix(f"{words} 0") + said if note.endswith(f"{words} 0") else note for note in notes
-        ]
     remarks = block.remarks
     if n_rows == 1:
-        remarks = tuple(replace(remark, words=plain[remark.words], tiles=()) for remark in remarks)
-    return replace(block, remarks=remarks, notes=tuple(notes))
+        remarks = tuple(replace(one, words=_of_map(f"{one.words} 0"), tiles=()) for one in remarks)
+    return replace(block, remarks=remarks, notes=tuple(map(_of_map, block.notes)))
 
 
-def _of_map(words: str) -> str:
-    """Return a remark's words for a map that is alone: `all zero`, `NaN in the map`."""
-    return words.removesuffix(":") if words.endswith(":") else f"{words} the map"
+def _of_map(text: str) -> str:
+    """Return what is said of map 0 of a layer, where that is the only one: `all zero`, `NaN in the map`."""
+    for numbered, alone in ((" in 0", " in the map"), (": 0", "")):
+        if text.endswith(numbered):
+            return text.removesuffix(numbered) + alone
+    return text
 
 
 def _opacity(spec: OverlaySpec, diverging: bool) -> NDArray[np.float32]:
