@@ -56,7 +56,6 @@ _SCOPES = {
     "layer": "one scale for each layer",
     "figure": "one scale for the figure",
     "row": "a scale for each row of a layer",
-    "channel": "a scale for each channel",
 }
 
 
@@ -313,7 +312,6 @@ def _about_all(columns: Sequence[_Column], canvas: _Canvas, seen: Seen, spec: Ov
     how = f"Maps resized first ({spec.resize}, to {height} {TIMES} {width} pixels)"
     if canvas.divisor > 1:
         how += f", averaged down with the picture ({canvas.divisor} {TIMES} {canvas.divisor})"
-    scope = _SCOPES[spec.scope] if isinstance(spec.scope, str) else "the scale was given"
     share = f"{100 * spec.alpha:.3g} %"
     faded = {fades(spec, column.block.scale.diverging) for column in columns}
     if faded == {True}:
@@ -321,8 +319,19 @@ def _about_all(columns: Sequence[_Column], canvas: _Canvas, seen: Seen, spec: Ov
     elif len(faded) > 1:
         share = f"{share} (of signed maps 0 to {share}, the more the larger the value)"
     beneath = "the picture in grey" if spec.beneath == "grey" else "the picture"
-    said = f"{how}, scaled then: {scope}. Colours at {share} over {beneath}; bars have them unblended."
+    said = f"{how}, scaled then: {_scope(columns, spec)}."
+    said += f" Colours at {share} over {beneath}; bars have them unblended."
     return f"{said} {seen.note[:1].upper()}{seen.note[1:]}." if seen.note else said
+
+
+def _scope(columns: Sequence[_Column], spec: OverlaySpec) -> str:
+    """Return what shares a scale."""
+    if not isinstance(spec.scope, str):
+        return "the scale was given"
+    if spec.scope != "channel":
+        return _SCOPES[spec.scope]
+    units = sorted({column.heat.unit for column in columns} - {"map"})
+    return f"a scale for each {' and '.join(units)}" if units else _SCOPES["layer"]
 
 
 def _original(

@@ -302,6 +302,10 @@ def test_the_scope_of_the_scale_is_the_one_that_was_asked_for(run: Any) -> None:
     assert len(set(highs("figure"))) == 1
     assert len(set(highs("row"))) == 6
     assert highs((0, 7)) == [7, 7]
+    each = lt.draw(run, "overlay", layers="relu,tokens", channels="0:2", scope="channel")
+    assert "scaled then: a scale for each channel and feature." in texts(each)
+    assert len([note for note in each.sheet.notes if "from 0 to" in note]) == 4
+    assert "one scale for each layer" in texts(lt.draw(run, "overlay", layers="relu", scope="channel"))
 
 
 # Places
