@@ -12,7 +12,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
         machine_info.pop(key, None)
     machine_info["cpu"] = {"model": machine_info.get("cpu", {}).get("brand_raw"), "cores": os.cpu_count()}
     packages = {}
-    for name in ("torch", "numpy", "zarr", "matplotlib", "pillow"):
+    for name in ("torch", "numpy", "zarr", "matplotlib", "pillow", "scikit-image", "torchvision"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -178,7 +178,7 @@ class RunStatistics(Mapping[str, TapStatistics]):
             labels: the class of each row of the data set, from 0 on, negative where it has none; by default
                 the column `label`.
         """
-        n, means, _ = self._by_class(name, self._labels(labels))
+        n, means, _ = self._by_class(name, self.labels(labels))
         return np.where(n > 0, means, np.nan)
 
     def f_ratio(self, name: str, labels: Values | None = None) -> Floats:
@@ -191,13 +191,7 @@ class RunStatistics(Mapping[str, TapStatistics]):
             name: the tap.
             labels: as for `class_means`.
         """
-        n, means, squares = self._by_class(name, self._labels(labels))
-        n_rows, n_classes = n.sum(0), (n > 0).sum(0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            mean = (n * means).sum(0) / n_rows
-            between = (n * (means - mean) ** 2).sum(0) / (n_classes - 1)
-            within = squares.sum(0) / (n_rows - n_classes)
-            return np.where((n_classes > 1) & (n_rows > n_classes), between / within, np.nan)
+        return f_ratio(*self._by_class(name, self.labels(labels)))
 
     def cka(self, layers: Sequence[str] | None = None) -> Floats:
         """Return the linear CKA of each two taps' pooled means; shape (layers, layers), 1 on the diagonal.
@@ -252,7 +246,15 @@ class RunStatistics(Mapping[str, TapStatistics]):
         arrays = self._run.manifest.layout.arrays
         return Array(self._run, next(i for i, array in enumerate(arrays) if array.path == ROWS))
 
-    def _labels(self, labels: Values | None) -> Values:
+    def labels(self, labels: Values | None = None) -> Values:
+        """Return the class of each row of the data set, negative where it has none or is not captured.
+
+        Args:
+            labels: whole numbers to take instead of the column `label`, one for each row.
+
+        Raises:
+            SelectionError: there are none.
+        """
         if labels is None:
             if "label" not in self._run.rows:
                 raise SelectionError(f"{self._run.path} has no column 'label'; give labels=, one a row")
@@ -274,24 +276,10 @@ class RunStatistics(Mapping[str, TapStatistics]):
 
     def _by_class(self, name: str, labels: Values) -> tuple[Floats, Floats, Floats]:
         """Return rows, means and squared deviations of each class and channel, (classes, channels)."""
-        n_classes = int(labels.max(initial=-1)) + 1
-        shape = (n_classes, self._fields(name).channels)
-        check_room(64 * n_classes * shape[1], f"the means of {n_classes} classes")
-        n, mean, squares = (np.zeros(shape) for _ in range(3))
-        for block in self._run.blocks:
-            rows = self._run.rows_of(block)
-            values, theirs = self.pooled(name, "mean", rows).astype(np.float64), labels[rows]
-            for label in np.unique(theirs[theirs >= 0]).tolist():
-                some = values[theirs == label]
-                finite = np.isfinite(some)
-                n_some = finite.sum(0)
-                mean_some = np.where(finite, some, 0).sum(0) / np.maximum(n_some, 1)
-                deviations = np.where(finite, some - mean_some, 0)
-                mean[label], squares[label] = chan(
-                    n[label], mean[label], squares[label], n_some, mean_some, np.square(deviations).sum(0)
-                )
-                n[label] += n_some
-        return n, mean, squares
+        n_channels = self._fields(name).channels
+        rows = (self._run.rows_of(block) for block in self._run.blocks)
+        parts = ((self.pooled(name, "mean", some).astype(np.float64), labels[some]) for some in rows)
+        return by_class(parts, int(labels.max(initial=-1)) + 1, n_channels)
 
     def _features(self, names: Sequence[str]) -> Iterator[Floats]:
         """Yield the pooled means of all of `names` side by side, block by block."""
@@ -327,6 +315,43 @@ class RunStatistics(Mapping[str, TapStatistics]):
             field.name: data[field.start - first : field.stop - first].reshape(field.shape)
             for field in tap.fields
         }
+
+
+def by_class(
+    parts: Iterable[tuple[Values, Values]], n_classes: int, n_channels: int
+) -> tuple[Floats, Floats, Floats]:
+    """Return rows, means and squared deviations of each class and channel, (classes, channels).
+
+    Args:
+        parts: features of rows, (rows, channels), and the class of each, negative where it has none.
+        n_classes: how many classes there are.
+        n_channels: how many features.
+    """
+    shape = (n_classes, n_channels)
+    check_room(64 * n_classes * n_channels, f"the means of {n_classes} classes")
+    n, mean, squares = (np.zeros(shape) for _ in range(3))
+    for values, theirs in parts:
+        for label in np.unique(theirs[theirs >= 0]).tolist():
+            some = values[theirs == label]
+            finite = np.isfinite(some)
+            n_some = finite.sum(0)
+            mean_some = np.where(finite, some, 0).sum(0) / np.maximum(n_some, 1)
+            deviations = np.where(finite, some - mean_some, 0)
+            mean[label], squares[label] = chan(
+                n[label], mean[label], squares[label], n_some, mean_some, np.square(deviations).sum(0)
+            )
+            n[label] += n_some
+    return n, mean, squares
+
+
+def f_ratio(n: Floats, means: Floats, squares: Floats) -> Floats:
+    """Return the F-ratio of each channel from what `by_class` gives; NaN where it is undefined."""
+    n_rows, n_classes = n.sum(0), (n > 0).sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = (n * means).sum(0) / n_rows
+        between = (n * (means - mean) ** 2).sum(0) / (n_classes - 1)
+        within = squares.sum(0) / (n_rows - n_classes)
+        return np.where((n_classes > 1) & (n_rows > n_classes), between / within, np.nan)
 
 
 def _not_kept(name: str, what: str) -> SelectionError:

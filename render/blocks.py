@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .colormaps import Mark
-from .scale import Scale, TileFacts, blank, entries, fit
-from .spec import Scope, TilesSpec
+from ..capture.errors import DrawError
+from .colormaps import DIVERGING, Mark
+from .scale import Scale, TileFacts, blank, clipped, colormap_for, cut_of, entries, fit
+from .spec import TilesSpec
 from .view import LayerView, RowView, View
 
 _TILE = 64  # pixels across that a tile should have
@@ -28,7 +29,7 @@ class Remark:
 
     mark: Mark
     words: str
-    """`NaN in`, `all zero:` and so on."""
+    """`NaN in`, `all zero:`, `37 over 0.5 in` and so on."""
     tiles: tuple[int, ...]
     """Channels with the mark; rows, where many rows of one channel are drawn."""
     unit: str
@@ -59,7 +60,7 @@ class Block:
 def scaled(view: View, spec: TilesSpec) -> tuple[Block, ...]:
     """Return a block for each layer of `view`, on the scale that `spec` asks for."""
     facts = [TileFacts.of(*_cells(layer)) for layer in view.layers]
-    scales = _scales(facts, spec)
+    scales = _scales(view.layers, facts, spec)
     return tuple(
         _block(layer, fact, scale, view.rows)
         for layer, fact, scale in zip(view.layers, facts, scales, strict=True)
@@ -72,30 +73,55 @@ def _cells(layer: LayerView) -> tuple[NDArray[Any], int]:
     return values, values.shape[2] * values.shape[3]
 
 
-def _scales(facts: Sequence[TileFacts], spec: TilesSpec) -> list[Scale]:
+def _scales(layers: Sequence[LayerView], facts: Sequence[TileFacts], spec: TilesSpec) -> list[Scale]:
     if not isinstance(spec.scope, str):
-        return [_given(spec.scope, spec.colormap)] * len(facts)
+        return [_given(spec.scope, spec)] * len(facts)
     if spec.scope == "figure":
-        low = np.array([_least(f.low) for f in facts])
-        high = np.array([_most(f.high) for f in facts])
-        return [_shared(low, high, spec.scope, spec.colormap)] * len(facts)
-    return [_shared(f.low, f.high, spec.scope, spec.colormap) for f in facts]
+        return [_shared(layers, facts, spec)] * len(facts)
+    return [_shared([layer], [fact], spec) for layer, fact in zip(layers, facts, strict=True)]
 
 
-def _given(limits: tuple[float, float], colormap: str | None) -> Scale:
+def _given(limits: tuple[float, float], spec: TilesSpec) -> Scale:
     low, high = limits
-    name = colormap or ("RdBu_r" if low < 0 else "viridis")
+    name = spec.colormap or colormap_for(spec.sign, low < 0)
     return Scale(name, np.asarray(low), np.asarray(high), given=True)
 
 
-def _shared(low: NDArray[Any], high: NDArray[Any], scope: Scope, colormap: str | None) -> Scale:
-    signed = bool((low < 0).any())
-    if scope in ("layer", "figure"):
-        low, high = np.asarray(_least(low)), np.asarray(_most(high))
+def _shared(layers: Sequence[LayerView], facts: Sequence[TileFacts], spec: TilesSpec) -> Scale:
+    """Return the scale, with as many limits as `spec.scope` asks for, that all of these layers share."""
+    axis = {"row": 1, "channel": 0}.get(str(spec.scope))
+    if spec.scope == "data" and layers[0].data is None:
+        raise DrawError(
+            f"{layers[0].name} has no limits over the data set in a {spec.kind}, where it is computed; "
+            "the scope can be layer, figure, row, channel, or limits (low, high)"
+        )
+    if layers[0].data is not None:
+        low, high = np.asarray(layers[0].data.low), np.asarray(layers[0].data.high)
+    elif axis is None:
+        low = np.asarray(_least(np.array([_least(f.low) for f in facts])))
+        high = np.asarray(_most(np.array([_most(f.high) for f in facts])))
     else:
-        axis = 1 if scope == "row" else 0
-        low, high = np.fmin.reduce(low, axis, keepdims=True), np.fmax.reduce(high, axis, keepdims=True)
-    return fit(low, high, colormap, signed)
+        low = np.fmin.reduce(facts[0].low, axis, keepdims=True)
+        high = np.fmax.reduce(facts[0].high, axis, keepdims=True)
+    signed = bool((low < 0).any())
+    name = spec.colormap or colormap_for(spec.sign, signed)
+    scale = fit(low, high, name, signed)
+    return scale if spec.clip is None else clipped(scale, _cuts(layers, axis, name, spec), spec.clip)
+
+
+def _cuts(layers: Sequence[LayerView], axis: int | None, name: str, spec: TilesSpec) -> NDArray[Any]:
+    """Return the limits that the percentiles of what shares a scale give, shape (..., 2)."""
+    assert spec.clip is not None
+    if layers[0].data is not None:
+        return np.array(layers[0].data.cut or (np.nan, np.nan))
+    values = [_cells(layer)[0] for layer in layers]
+    symmetric = name in DIVERGING
+    if axis is None:
+        both = np.concatenate([v.ravel() for v in values]) if len(values) > 1 else values[0]
+        return np.array(cut_of(both, spec.clip, symmetric))
+    lines = np.moveaxis(values[0], 1 - axis, 0)
+    cuts = np.array([cut_of(line, spec.clip, symmetric) for line in lines])
+    return np.expand_dims(cuts, axis)
 
 
 def _least(values: NDArray[Any]) -> Any:
@@ -108,19 +134,34 @@ def _most(values: NDArray[Any]) -> Any:
 
 def _block(layer: LayerView, facts: TileFacts, scale: Scale, rows: Sequence[RowView]) -> Block:
     tiles = blank(entries(layer.values, scale, facts), layer.cells)
-    found = list(_found(facts, scale))
     by_row = len(rows) > 1 and len(layer.channels) == 1
     remarks, notes = [], []
-    for mark, words, where in found:
+    for mark in _found(facts, scale, tiles):
         names = [view.row for view in rows] if by_row else list(layer.channels)
-        hit = np.flatnonzero(where.any(axis=1 if by_row else 0))
+        hit = np.flatnonzero(mark.there.any(axis=1 if by_row else 0))
         unit = "row" if by_row else layer.unit
-        remarks.append(Remark(mark, words, tuple(names[i] for i in hit), unit))
-        for view, line in zip(rows, where, strict=True):
+        remarks.append(Remark(mark.mark, mark.said(slice(None)), tuple(names[i] for i in hit), unit))
+        for i, (view, line) in enumerate(zip(rows, mark.there, strict=True)):
             channels = [str(c) for c, is_hit in zip(layer.channels, line, strict=True) if is_hit]
             if channels:
-                notes.append(f"{layer.name}, row {view.row}: {words} {', '.join(channels)}")
+                notes.append(f"{layer.name}, row {view.row}: {mark.said(i)} {', '.join(channels)}")
     return Block(layer, tiles, scale, tuple(remarks), (*notes, *_limits(layer, scale, rows)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A mark that occurs."""
+
+    mark: Mark
+    words: str
+    there: NDArray[np.bool_]
+    """In which maps, shape (rows, channels)."""
+    counts: NDArray[np.int64] | None = None
+    """How many values of each have it, where that is said."""
+
+    def said(self, rows: int | slice) -> str:
+        """Return what it is called in some rows."""
+        return self.words if self.counts is None else f"{self.counts[rows].sum():,} {self.words}"
 
 
 def _limits(layer: LayerView, scale: Scale, rows: Sequence[RowView]) -> Iterator[str]:
@@ -134,21 +175,21 @@ def _limits(layer: LayerView, scale: Scale, rows: Sequence[RowView]) -> Iterator
         yield f"{layer.name}, {name}: {said}"
 
 
-def _found(facts: TileFacts, scale: Scale) -> list[tuple[Mark, str, NDArray[np.bool_]]]:
-    """Return the marks that occur, what to call them, and in which maps; shape (rows, channels)."""
+def _found(facts: TileFacts, scale: Scale, tiles: NDArray[np.uint8]) -> list[_Found]:
+    """Return the marks that occur."""
     candidates = [
-        (Mark.ZERO, "all zero:", facts.zero),
-        (Mark.CONSTANT, "constant:", facts.constant),
-        (Mark.NAN, "NaN in", facts.n_nan > 0),
-        (Mark.POSITIVE_INFINITY, "+inf in", facts.n_positive_infinity > 0),
-        (Mark.NEGATIVE_INFINITY, "-inf in", facts.n_negative_infinity > 0),
+        _Found(Mark.ZERO, "all zero:", facts.zero),
+        _Found(Mark.CONSTANT, "constant:", facts.constant),
+        _Found(Mark.NAN, "NaN in", facts.n_nan > 0),
+        _Found(Mark.POSITIVE_INFINITY, "+inf in", facts.n_positive_infinity > 0),
+        _Found(Mark.NEGATIVE_INFINITY, "-inf in", facts.n_negative_infinity > 0),
     ]
-    if scale.given:
-        low, high = scale.limits
-        varies = ~(facts.zero | facts.constant)
-        candidates.append((Mark.OVER, f"over {number(high)} in", (facts.high > high) & varies))
-        candidates.append((Mark.UNDER, f"under {number(low)} in", (facts.low < low) & varies))
-    return [candidate for candidate in candidates if candidate[2].any()]
+    if scale.open:
+        low, high = map(number, scale.limits) if scale.single else ("its limits", "its limits")
+        for mark, words in ((Mark.OVER, f"over {high} in"), (Mark.UNDER, f"under {low} in")):
+            counts = (tiles == mark).sum(axis=(2, 3))
+            candidates.append(_Found(mark, words, counts > 0, counts))
+    return [candidate for candidate in candidates if candidate.there.any()]
 
 
 def number(value: float) -> str:

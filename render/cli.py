@@ -9,8 +9,12 @@ from typing import Any
 import click
 
 from ..capture.errors import LayertapError
+from ..capture.machine import n_cores
 from ..capture.printable import printable
+from .importance import RANKINGS
+from .spec import OVER, SIGNS
 
+_MANY = 400  # files from which on further processes pay, by what their start takes
 _FILE_A_ROW, _ONE_FILE = "{row:05d}.png", "grid.png"
 
 
@@ -35,19 +39,40 @@ def tile_options(
         click.option("--each-class", is_flag=True, help="The first of these rows for each class."),
         click.option("--layers", metavar="NAMES", help="Names or patterns, with commas between them."),
         click.option(
-            "--channels", metavar="WHICH", help="all, first:9, top:9, top:9:variance, or numbers: 0,3,5:8."
+            "--channels",
+            metavar="WHICH",
+            help="all, first:9, top:9, top:9:variance, page:2:64, or numbers: 0,3,5:8.",
         ),
         click.option(
             "--by",
-            type=click.Choice(["index", "mean", "maximum", "variance", "l1", "l2", "sparsity"]),
-            help="What top ranks by; mean if nothing says.",
+            type=click.Choice(RANKINGS),
+            help="What top and page rank by; mean and index if nothing says.",
+        ),
+        click.option(
+            "--over",
+            type=click.Choice(OVER),
+            default="drawn",
+            show_default=True,
+            help="Over which rows they rank: those drawn, or all captured ones (as f_ratio always does).",
         ),
         click.option(
             "--scope",
             default="layer",
             show_default=True,
             metavar="SCOPE",
-            help="What shares a scale: layer, figure, row, channel; or limits such as -1:1.",
+            help="What shares a scale: layer, figure, row, channel, data (the layer over all rows); or -1:1.",
+        ),
+        click.option(
+            "--clip",
+            metavar="PERCENT",
+            help="Percentile, or two such as 0.5:99.5, beyond which values are marked as over and under.",
+        ),
+        click.option(
+            "--sign",
+            type=click.Choice(SIGNS),
+            default="auto",
+            show_default=True,
+            help="Colours from 0 or symmetric around it; by the data if auto.",
         ),
         click.option("--columns", type=click.IntRange(1), help="Tiles in a line."),
         click.option("--colormap", metavar="NAME", help="viridis, magma, gray or RdBu_r; by sign if none."),
@@ -58,7 +83,7 @@ def tile_options(
             help="Whether tiles are numbered, further apart if need be; where there is room if not given.",
         ),
         click.option("--title", help="Title of the figure."),
-        click.option("--painter", metavar="NAME", help="matplotlib or pillow; by kind and file if none."),
+        click.option("--painter", metavar="NAME", help="matplotlib or pillow; by the file if none."),
         click.option(
             "--out",
             default=out,
@@ -67,6 +92,11 @@ def tile_options(
             help="A .png, .svg or .pdf; with {row}, {label}, {class}, {predicted} or {id}, a file a row.",
         ),
         click.option("--overwrite", is_flag=True, help="Draw a row anew whose file is there already."),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            help=f"Processes that draw a file a row; all processors from {_MANY} files on if not given.",
+        ),
     )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -116,8 +146,10 @@ def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
     filters = {name: options.pop(name) for name in ("class_name", "each_class")}
     filters["outcome"] = "wrong" if wrong else "right" if right else None
     store, out, overwrite, rows = (options.pop(name) for name in ("store", "out", "overwrite", "rows"))
+    jobs = options.pop("jobs")
     try:
         options["scope"] = _scope(options["scope"])
+        options["clip"] = None if options["clip"] is None else _clip(options["clip"])
         run = open_run(store)
         check_options(run, kind, **options)
         chosen = select_rows(run, rows, **filters)
@@ -130,7 +162,8 @@ def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
                 )
             _report(draw(run, kind, rows=chosen, **options).save(out), True)
         else:
-            draw_many(run, kind, chosen, out, overwrite=overwrite, report=_report, **options)
+            jobs = jobs or (n_cores() if len(chosen) >= _MANY else 1)
+            draw_many(run, kind, chosen, out, overwrite=overwrite, jobs=jobs, report=_report, **options)
     except LayertapError as error:
         raise click.ClickException(printable(error)) from error
 
@@ -138,6 +171,11 @@ def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
 def _report(path: Path, drawn: bool) -> None:
     name = printable(path)
     click.echo(name if drawn else f"kept {name} (there already; --overwrite draws it anew)")
+
+
+def _clip(text: str) -> str | tuple[str, ...]:
+    """Return one percentile or two, as written: `99.5` or `0.5:99.5`."""
+    return tuple(text.split(":")) if ":" in text else text
 
 
 def _scope(text: str) -> str | tuple[str, ...]:

@@ -55,14 +55,14 @@ _POINTS = {
     "RdBu_r": "053061 2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b 67001f",
 }
 
-# In the order of Mark. Each is at least 15 away (CIE 1976) from every colour of its map and from every other
-# mark, for normal sight and for the three kinds of colour blindness; found by search. The one of a zero map
-# is the quietest of these: near the lightness of the colour of zero, and as grey as can be.
+# In the order of Mark. Each is at least 10 away (CIEDE2000) from every colour of its map, from the page and
+# from every other mark, for normal sight and for three kinds of colour blindness; found by search. The one
+# of a zero map is the quietest of these: near the lightness of the colour of zero, and as grey as can be.
 _MARKS = {
-    "viridis": "201820 804000 c000ff a00040 002000 ff80ff 60ffc0",
-    "magma": "302018 60a0e0 40ff00 4020ff 800000 c0ffff a060ff",
-    "gray": "382008 6060e0 ff8000 804000 600080 ffc080 8000ff",
-    "RdBu_r": "b0b0b0 804060 8000e0 ff0000 000020 00ff00 c060ff",
+    "viridis": "201820 a06020 c000ff 606060 002000 ff80ff 60ffc0",
+    "magma": "302018 60a0c0 c0ff00 4020ff 802000 a0c0c0 a060ff",
+    "gray": "382008 8080e0 ff8000 804000 600080 ffc080 8000ff",
+    "RdBu_r": "b0b0b0 806060 808080 804060 000020 00ff00 0000ff",
 }
 
 DIVERGING = ("RdBu_r",)

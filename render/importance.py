@@ -2,6 +2,8 @@
 
 Values that are not finite are left out: one NaN must neither put its channel first nor upset the order of
 the others. A channel without a finite value comes last.
+
+Here are rankings of values in memory; `survey` has those over all captured rows.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ _Measure = Callable[[Values, Values, Values], Values]
 
 def check_measure(by: str) -> None:
     """Raise DrawError where channels cannot be ranked by `by`."""
-    if by != "index" and by not in MEASURES:
-        raise DrawError(f"channels cannot be ranked by {by!r}. {closest(by, ['index', *MEASURES])}")
+    if by not in RANKINGS:
+        raise DrawError(f"channels cannot be ranked by {by!r}. {closest(by, RANKINGS)}")
 
 
 def check_ranks(values: Values, by: str, what: str) -> None:
@@ -78,7 +80,12 @@ def rank(values: Values, by: str) -> NDArray[np.intp]:
     """
     if by == "index":
         return np.arange(values.shape[1])
-    return np.argsort(-importance(values, by), kind="stable")
+    return ranked(importance(values, by))
+
+
+def ranked(measures: Values) -> NDArray[np.intp]:
+    """Return channels by falling measure; equals stay in their order, and what has none (NaN) comes last."""
+    return np.argsort(-np.where(np.isnan(measures), -np.inf, measures), kind="stable")
 
 
 def importance(values: Values, by: str) -> NDArray[np.float64]:
@@ -136,3 +143,8 @@ MEASURES: dict[str, _Measure] = {
     "l2": _l2,
     "sparsity": _density,
 }
+
+#: Of all captured rows with a class, and never of the rows drawn alone.
+F_RATIO = "f_ratio"
+#: All that channels can be ranked by.
+RANKINGS = ("index", *MEASURES, F_RATIO)

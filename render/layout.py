@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..capture.errors import DrawError
 from .blocks import Block, Remark, listing, number, scaled, tile_columns, tile_factor
-from .lettering import shorten, text_width, wrap, wrap_name
+from .lettering import shorten, text_width, wrap, wrap_even, wrap_name
 from .sheet import Bar, Ink, Outline, Panel, Photo, Sheet, Text
 from .spec import GridSpec, MontageSpec, Spec, TilesSpec
 from .view import RowView, View
@@ -44,6 +44,7 @@ _SCOPES = {
     "row": "a scale for each row",
     "channel": "each channel by itself",
 }
+_MEASURES = {"f_ratio": "class F-ratio"}  # what is not said as it is written
 
 
 class Page:
@@ -56,12 +57,13 @@ class Page:
         self.texts: list[Text] = []
         self.notes: list[str] = []
         self.outlines: list[Outline] = []
+        self.least_width = 0.0  # of what stands above all else
 
     def sheet(self, width: int, height: int, title: str | None) -> Sheet:
         """Return the sheet, wide enough for its title."""
         title_width = text_width(title, TITLE, bold=True) if title else 0
         return Sheet(
-            max(width, round(title_width) + 2 * MARGIN),
+            max(width, round(max(title_width, self.least_width)) + 2 * MARGIN),
             height,
             tuple(self.panels),
             tuple(self.photos),
@@ -77,6 +79,14 @@ class Page:
             y += NOTE_LINE
             self.texts.append(Text(x, y - 3, line, NOTE, ink=ink))
         return y
+
+    def unfinished(self, view: View, y: int) -> int:
+        """Write below `y` how far a capture is that did not end; return where that ends."""
+        if view.unfinished is None:
+            return y
+        self.least_width = text_width(view.unfinished, NOTE)
+        self.notes.append(view.unfinished)
+        return self.lines(MARGIN, y - 4, [view.unfinished], Ink.BLACK) + 8
 
     def head(self, x: int, y: int, width: int, block: Block) -> int:
         """Write a layer's name, type and shape; return where they end."""
@@ -112,9 +122,8 @@ class Page:
 
     def caption(self, x: int, y: int, width: int, block: Block, spec: TilesSpec) -> int:
         """Write what is shown, on which scale, and what the marks are."""
-        scope = _SCOPES[spec.scope] if isinstance(spec.scope, str) else "the scale was given"
-        said = [_shown(block), block.layer.note, scope]
-        y = self.lines(x, y, [line for text in said for line in wrap(text, width, NOTE)])
+        said = [_shown(block), block.layer.note, _scope(block, spec), _range(block)]
+        y = self.lines(x, y, [line for text in said for line in wrap_even(text, width, NOTE)])
         return self.remarks(x, y, width, block)
 
     def remarks(self, x: int, y: int, width: int, block: Block) -> int:
@@ -141,7 +150,46 @@ def _shown(block: Block) -> str:
     n = len(layer.channels)
     units = layer.unit if layer.n_channels == 1 else f"{layer.unit}s"
     amount = f"all {n} {units}" if n == layer.n_channels > 1 else f"{n} of {layer.n_channels} {units}"
-    return amount + (f", by {layer.ranked_by}" if layer.ranked_by else "")
+    shown = amount if n == layer.n_channels else f"{amount} shown"
+    page = ", page {} of {}".format(*layer.page) if layer.page else ""
+    if not layer.ranked_by:
+        return shown + page
+    return f"{shown}{page}, by {_MEASURES.get(layer.ranked_by, layer.ranked_by)} {layer.ranked_over}".rstrip()
+
+
+def _scope(block: Block, spec: TilesSpec) -> str:
+    """Return what shares a scale."""
+    if not isinstance(spec.scope, str):
+        return "the scale was given"
+    if block.layer.data is not None:
+        return f"one scale for the layer over all {block.layer.data.n_rows:,} rows"
+    return _SCOPES[spec.scope]
+
+
+def _range(block: Block) -> str:
+    """Return from where a scale runs, and whether and where it is clipped."""
+    scale = block.scale
+    ranges = scale.low < scale.high
+    if not ranges.any():
+        return ""
+    if scale.diverging:
+        even = bool((scale.low == -scale.high)[ranges].all())
+        said = "symmetric around 0" if even else "colours symmetric around 0"
+    else:
+        said = "from 0" if bool((scale.low[ranges] == 0).all()) else ""
+    return ", ".join(part for part in (said, _clip(block)) if part)
+
+
+def _clip(block: Block) -> str:
+    scale, data = block.scale, block.layer.data
+    if scale.clip is None or scale.cut is None:
+        return ""
+    both = [f"{percentile:g}" for percentile in np.atleast_1d(scale.clip)]
+    where = f"percentile{'s' if len(both) > 1 else ''} {' and '.join(both)}"
+    if not scale.cut.any():
+        return f"not clipped: {where} would leave no range"
+    about = "about " if data is not None and data.about else ""
+    return f"clipped at {about}{where}" + ("" if scale.cut.all() else " where that leaves a range")
 
 
 def grid(view: View, spec: GridSpec) -> Sheet:
@@ -151,8 +199,8 @@ def grid(view: View, spec: GridSpec) -> Sheet:
         DrawError: the sheet would be too large.
 
     """
-    page, y = Page(), MARGIN
-    y = put_title(page, spec, y)
+    page = Page()
+    y = page.unfinished(view, put_title(page, spec, MARGIN))
     photo_width = _photo_width(view) if spec.picture else 0
     columns: list[_Column] = []
     x = MARGIN + (photo_width + COLUMN_GAP if photo_width else 0)
@@ -318,7 +366,7 @@ def montage(view: View, spec: MontageSpec) -> Sheet:
 
     """
     page, right = Page(), 0
-    bottom = put_title(page, spec, MARGIN)
+    bottom = page.unfinished(view, put_title(page, spec, MARGIN))
     for i, block in enumerate(scaled(view, spec)):
         width, bottom = _montage_of_layer(page, view, block, spec, bottom + (LINE_GAP if i else 0))
         right = max(right, MARGIN + width)

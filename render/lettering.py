@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_left, bisect_right
+from functools import lru_cache
 
 _EM = dict.fromkeys("ijl'|", 0.32)
 _EM |= dict.fromkeys('Iftr .,:;!()[]/\\`"-·', 0.42)
@@ -67,3 +68,15 @@ def wrap(text: str, width: float, size: float) -> list[str]:
         else:
             lines[-1] = shorten(word, width, size)
     return [line for line in lines if line]
+
+
+@lru_cache(maxsize=1024)
+def wrap_even(text: str, width: float, size: float) -> tuple[str, ...]:
+    """Return `text` in as few lines as `wrap` does, about as long as each other: no word is left alone."""
+    lines = wrap(text, width, size)
+    while len(lines) > 1:
+        narrower = wrap(text, max(text_width(line, size) for line in lines) - 1, size)
+        if len(narrower) > len(lines) or any("…" in line for line in narrower):
+            break
+        lines = narrower
+    return tuple(lines)

@@ -5,7 +5,6 @@ The image is filled by assignment; only text is rasterised, each string once, an
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from ..capture.errors import DrawError
 from . import fonts
 from .colormaps import BLACK, WHITE, palette
-from .png import palette_png
+from .png import palette_png, rgb_png
 from .sheet import Ink, Sheet, Text
 
 
@@ -28,7 +27,7 @@ class PillowPainter:
     def array(self, sheet: Sheet) -> NDArray[np.uint8]:
         """Return the sheet as RGB, shape (height, width, 3)."""
         colormap = sheet.colormap
-        return _rgb(sheet) if colormap is None else palette(colormap)[_entries(sheet)]
+        return _rgb(sheet) if colormap is None else palette(colormap).take(_entries(sheet), axis=0)
 
     def encode(self, sheet: Sheet, format: str) -> bytes:
         """Return the bytes of a PNG: 8-bit palette where one palette is enough, RGB otherwise.
@@ -41,9 +40,7 @@ class PillowPainter:
             raise DrawError(f"the pillow painter writes png, not {format}; painter='matplotlib' does")
         if sheet.colormap is not None:
             return palette_png(_entries(sheet), palette(sheet.colormap))
-        out = io.BytesIO()
-        Image.fromarray(_rgb(sheet)).save(out, "PNG", compress_level=3)
-        return out.getvalue()
+        return rgb_png(_rgb(sheet))
 
 
 def _entries(sheet: Sheet) -> NDArray[np.uint8]:

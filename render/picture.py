@@ -104,11 +104,11 @@ def draw(
             specification.
         rows: an int, ints, a slice, or text such as `0,5,10:20`; None is the first captured row.
         layers: names or patterns of taps; None is every tap for a grid, the first one for a montage.
-        channels: `all`, `first:9`, `top:9`, `top:9:variance`, a number or numbers; None is the first nine
-            of a grid's maps, and all of a vector or a montage.
-        painter: `matplotlib` or `pillow`; None is what suits the kind and the file.
-        options: other fields of `GridSpec`, `MontageSpec` or `OverlaySpec`: `by`, `scope`, `columns`,
-            `colormap`, `magnification`, `numbers`, `title`, `picture` and others.
+        channels: `all`, `first:9`, `top:9`, `top:9:variance`, `page:2:64`, a number or numbers; None is the
+            first nine of a grid's maps, and all of a vector or a montage.
+        painter: `matplotlib` or `pillow`; None is what suits the file.
+        options: other fields of `GridSpec` or `MontageSpec`: `by`, `over`, `scope`, `clip`, `sign`,
+            `columns`, `colormap`, `magnification`, `numbers`, `title`, `picture`.
 
     Raises:
         SelectionError: a layer, row, channel or class is not there; the closest are named.
@@ -132,7 +132,9 @@ def draw_many(
     template: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    jobs: int = 1,
     report: Callable[[Path, bool], None] | None = None,
+    painter: str | None = None,
     **options: Any,
 ) -> list[Path]:
     """Draw each row by itself into a file whose name comes from a template.
@@ -144,8 +146,12 @@ def draw_many(
         template: a path with fields: `{row}`, `{label}` (number), `{class}` (its name), `{predicted}`
             (name), `{id}`; as in `{row:05d}_{class}.png`. What a value holds that a file name should not
             becomes `_`.
-        overwrite: draw anew what is there already; otherwise it is left as it is.
+        overwrite: draw anew what is there already; otherwise it is left as it is, so that the same call goes
+            on with what is missing.
+        jobs: processes that draw. More than one are started anew, so a script that says so needs
+            `if __name__ == "__main__":`; they pay from some hundred pictures on.
         report: called for each path once it is there, with whether it was drawn now.
+        painter: as for `draw`.
         options: as for `draw`.
 
     Returns:
@@ -156,13 +162,15 @@ def draw_many(
             nothing is drawn then.
 
     """
+    from .batch import Batch, draw_batch
+
     chosen = tuple(dict.fromkeys(select_rows(run, rows)))
     check_options(run, kind, **options)
+    if jobs < 1:
+        raise DrawError(f"jobs must be 1 or more, not {jobs}")
     paths = [Path(name) for name in file_names(run, chosen, os.fspath(template))]
-    for row, path in zip(chosen, paths, strict=True):
-        drawn = overwrite or not path.exists()
-        if drawn:
-            draw(run, kind, rows=(row,), **options).save(path)
+    named = {name: value for name, value in options.items() if value is not None}
+    for path, drawn in draw_batch(Batch(run, kind, named, painter, overwrite), chosen, paths, jobs):
         if report is not None:
             report(path, drawn)
     return paths

@@ -2,7 +2,8 @@
 
 - Values >= 0 run from 0 to the largest through a sequential map. Where any value is negative, the map is
   diverging and symmetric around 0, so that sign and size read off at a glance.
-- A value outside limits that were given is not clipped in silence: it has an entry of its own, over or under.
+- A value outside limits that were given, or that percentiles gave, is not clipped in silence: it has an entry
+  of its own, over or under.
 - NaN, +inf and -inf have an entry each. A map that is zero everywhere, or that has one value everywhere, is
   drawn in an entry of its own, because as a colour it could be mistaken for a weak channel. A map of one
   pixel has its colour.
@@ -10,6 +11,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,10 @@ from numpy.typing import NDArray
 from .colormaps import DIVERGING, N_COLOURS, WHITE, Mark
 
 Values = NDArray[Any]
+#: The lower and the upper one; NaN: as it is without.
+Limits = tuple[float, float]
+#: One percentile or two; see `TilesSpec.clip`.
+Clip = float | tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +79,15 @@ class Scale:
     """Upper limit, like `low`."""
     given: bool = False
     """Whether the user gave the limits, so that values may lie outside them."""
+    clip: Clip | None = None
+    """Percentiles that gave the limits, so that values may lie outside them."""
+    cut: Values | None = None
+    """With `clip`: where they did, shaped like `low`; elsewhere they would have left no range."""
+
+    @property
+    def open(self) -> bool:
+        """Whether values may lie outside the limits."""
+        return self.given or self.clip is not None
 
     @property
     def diverging(self) -> bool:
@@ -91,10 +107,10 @@ class Scale:
     def indices(self, values: Values) -> NDArray[np.uint8]:
         """Return the palette entry of each value, shape (rows, channels, height, width).
 
-        What is not finite gets its mark, and what lies outside limits that were given its own.
+        What is not finite or lies outside the limits has that of some other value: see `entries`.
         """
         low, high = self._colour_limits()
-        low, high = (limit.reshape(*limit.shape, 1, 1) if limit.ndim == 2 else limit for limit in (low, high))
+        low, high = _over_maps(low), _over_maps(high)
         size = np.maximum(np.abs(low), np.abs(high))
         # Far from 1 the arithmetic would over- or underflow in float32, and even in float64.
         if values.dtype.itemsize > 4 or not bool(((size > 1e-30) & (size < 1e30)).all()):
@@ -127,6 +143,11 @@ class Scale:
         return np.rint(np.linspace(first, last, n) * (N_COLOURS - 1)).astype(np.uint8)
 
 
+def _over_maps(limit: Values) -> Values:
+    """Return limits so that they go with values of shape (rows, channels, height, width)."""
+    return limit.reshape(*limit.shape, 1, 1) if limit.ndim == 2 else limit
+
+
 def fit(low: Values, high: Values, colormap: str | None, signed: bool) -> Scale:
     """Return the scale that holds values between `low` and `high`.
 
@@ -137,18 +158,75 @@ def fit(low: Values, high: Values, colormap: str | None, signed: bool) -> Scale:
         signed: whether anything drawn with it is negative.
 
     """
-    name = colormap or ("RdBu_r" if signed else "viridis")
+    name = colormap or colormap_for("auto", signed)
     if name in DIVERGING:
         largest = np.maximum(np.abs(low), np.abs(high))
         return Scale(name, np.asarray(-largest), np.asarray(largest))
     return Scale(name, np.asarray(low if signed else np.where(np.isnan(low), np.nan, 0)), np.asarray(high))
 
 
+def colormap_for(sign: str, signed: bool) -> str:
+    """Return the colour map for a `sign` as in `TilesSpec`, where any value is negative or none."""
+    diverging = signed if sign == "auto" else sign == "diverging"
+    return "RdBu_r" if diverging else "viridis"
+
+
+def place_of_percentile(percentile: float, n: int) -> int:
+    """Return which of `n` values in order is a percentile: the first that so many per cent do not exceed."""
+    return max(math.ceil(round(percentile * n / 100, 6)) - 1, 0)
+
+
+def cut_limits(at: Callable[[float], float], clip: Clip, symmetric: bool) -> Limits:
+    """Return the limits that the percentiles of `clip` give.
+
+    Args:
+        at: returns a percentile of the values; of their sizes where it is one and the scale symmetric.
+        clip: as in `TilesSpec`.
+        symmetric: whether the scale is symmetric around 0.
+
+    """
+    if isinstance(clip, tuple):
+        return at(clip[0]), at(clip[1])
+    high = at(clip)
+    return (-high if symmetric else math.nan), high
+
+
+def cut_of(values: Values, clip: Clip, symmetric: bool) -> Limits:
+    """Return the limits that the percentiles of the finite `values` give; NaN where there is none."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return math.nan, math.nan
+    if symmetric and not isinstance(clip, tuple):
+        finite = np.abs(finite)
+
+    def at(percentile: float) -> float:
+        place = place_of_percentile(percentile, finite.size)
+        return float(np.partition(finite, place)[place])
+
+    return cut_limits(at, clip, symmetric)
+
+
+def clipped(scale: Scale, cuts: Values, clip: Clip) -> Scale:
+    """Return `scale` between the limits that percentiles give, where these leave a range.
+
+    Args:
+        scale: one that holds all values.
+        cuts: `Limits` of each pair of its limits, shape (..., 2).
+        clip: the percentiles.
+
+    """
+    low = np.where(np.isnan(cuts[..., 0]), scale.low, cuts[..., 0])
+    high = np.where(np.isnan(cuts[..., 1]), scale.high, cuts[..., 1])
+    ranges = low < high
+    low, high = np.where(ranges, low, scale.low), np.where(ranges, high, scale.high)
+    return Scale(scale.colormap, low, high, clip=clip, cut=ranges)
+
+
 def entries(values: Values, scale: Scale, facts: TileFacts) -> NDArray[np.uint8]:
     """Return the palette entry of each value, marks included; shape (rows, channels, height, width)."""
     indices = scale.indices(values)
-    if scale.given:
-        low, high = scale.limits
+    if scale.open:
+        low, high = (_over_maps(limit).astype(values.dtype) for limit in (scale.low, scale.high))
         indices[values > high] = Mark.OVER
         indices[values < low] = Mark.UNDER
     if facts.n_nan.any() or facts.n_positive_infinity.any() or facts.n_negative_infinity.any():

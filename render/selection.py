@@ -22,27 +22,31 @@ if TYPE_CHECKING:
 
 Rows = int | slice | str | Iterable[int] | None
 
+_WRITTEN = {"first": "first:9", "top": "top:9:variance", "page": "page:2:64"}
+
 
 @dataclass(frozen=True)
 class ChannelChoice:
     """Which channels of a layer, before it is known how many it has."""
 
     how: str
-    """`auto`, `all`, `first`, `top` or `list`."""
+    """`auto`, `all`, `first`, `top`, `page` or `list`."""
     n: int = 0
-    """How many, for `first` and `top`."""
+    """How many, for `first`, `top` and `page`."""
     by: str = "index"
-    """What `top` ranks by."""
+    """What `top` and `page` rank by."""
     numbers: str | tuple[int, ...] = ()
     """The channels themselves, for `list`; text such as `0,3,5:8` is read once their number is known."""
+    page: int = 1
+    """Which page, from 1 on, for `page`."""
 
     @classmethod
     def parse(cls, channels: str | Sequence[int], by: str | None = None) -> ChannelChoice:
-        """Read `auto`, `all`, `first:9`, `top:9`, `top:9:variance`, `0,3,5:8`, or numbers.
+        """Read `auto`, `all`, `first:9`, `top:9`, `top:9:variance`, `page:2:64`, `0,3,5:8`, or numbers.
 
         Args:
             channels: the text, or numbers.
-            by: what `top` ranks by, where its own text does not say; None is `mean`.
+            by: what `top` and `page` rank by, where their own text does not say; None is `mean` and `index`.
 
         Raises:
             DrawError: it is none of these, or ranks by another measure than `by`.
@@ -55,21 +59,48 @@ class ChannelChoice:
         text = channels.strip()
         if text in ("auto", "all"):
             return cls(text)
-        how, _, rest = text.partition(":")
-        if how in ("first", "top"):
-            count, _, measure = rest.partition(":")
-            if not count.isascii() or not count.isdigit() or int(count) < 1 or (how == "first" and measure):
-                raise DrawError(f"channels {channels!r}: write {how}:9{':variance' if how == 'top' else ''}")
-            if measure and by is not None and measure != by:
-                raise DrawError(
-                    f"channels {channels!r} ranks by {measure}, but by says {by}; give one of the two"
-                )
-            ranked_by = measure or by or "mean"
-            check_measure(ranked_by)
-            return cls(how, int(count), ranked_by if how == "top" else "index")
+        how, *rest = text.split(":")
+        if how in _WRITTEN:
+            return cls._counted(how, rest, by, channels)
         if not text or not set(text) <= set("0123456789,:- "):
-            raise DrawError(f"channels {channels!r} is none of: all, first:9, top:9, top:9:variance, 0,3,5:8")
+            raise DrawError(
+                f"channels {channels!r} is none of: all, first:9, top:9, top:9:variance, page:2:64, 0,3,5:8"
+            )
         return cls("list", numbers=text)
+
+    @classmethod
+    def _counted(cls, how: str, rest: list[str], by: str | None, said: str) -> ChannelChoice:
+        """Read what follows `first`, `top` or `page`."""
+        n_numbers = 2 if how == "page" else 1
+        numbers, measures = rest[:n_numbers], rest[n_numbers:]
+        counted = [int(n) for n in numbers if n.isascii() and n.isdigit() and len(n) < 10 and int(n) > 0]
+        if len(counted) < n_numbers or len(measures) > (how != "first"):
+            raise DrawError(f"channels {said!r}: write {_WRITTEN[how]}")
+        if how == "first":
+            return cls(how, counted[0])
+        if measures and by is not None and measures[0] != by:
+            raise DrawError(
+                f"channels {said!r} ranks by {measures[0]}, but by says {by}; give one of the two"
+            )
+        ranked_by = measures[0] if measures else by or ("mean" if how == "top" else "index")
+        check_measure(ranked_by)
+        return cls(how, counted[-1], ranked_by, page=counted[0] if how == "page" else 1)
+
+    def window(self, n_channels: int, what: str) -> slice:
+        """Return which of all channels in order are on the page, or are the first or top ones.
+
+        Raises:
+            SelectionError: there is no such page.
+
+        """
+        start = (self.page - 1) * self.n
+        if start >= n_channels:
+            n_pages = -(-n_channels // self.n)
+            pages = f"{n_pages} pages" if n_pages > 1 else "one page"
+            raise SelectionError(
+                f"page {self.page} of {what} is not there; its {n_channels} make {pages} of {self.n}"
+            )
+        return slice(start, start + self.n)
 
     def indices(self, n_channels: int, what: str) -> tuple[int, ...]:
         """Return the channels of a `list`, checked against how many there are.

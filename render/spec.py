@@ -12,12 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from ..capture.errors import DrawError, closest
-from .colormaps import check_colormap
+from .colormaps import DIVERGING, check_colormap
 from .importance import check_measure
+from .scale import Clip
 from .selection import ChannelChoice
 
-SCOPES = ("layer", "figure", "row", "channel")
+SCOPES = ("layer", "figure", "row", "channel", "data")
+SIGNS = ("auto", "sequential", "diverging")
+OVER = ("drawn", "data")
 Scope = str | tuple[float, float]
 
 
@@ -89,14 +94,30 @@ class TilesSpec(Spec):
     layers: tuple[str, ...] | None = None
     """Names of taps, in the order in which they are drawn; None is every tap that can be drawn."""
     channels: str | tuple[int, ...] = "auto"
-    """`all`, `first:9`, `top:9`, `top:9:variance`, `0,3,5:8`, or numbers; `auto` is what suits the kind."""
-    by: str | None = None
-    """What `top` ranks by: index, mean, maximum, variance, l1, l2 or sparsity (least sparse first).
+    """`all`, `first:9`, `top:9`, `top:9:variance`, `page:2:64`, `page:2:64:variance`, `0,3,5:8`, or numbers.
 
-    None is what `channels` says, or else mean.
+    `auto` is what suits the kind; pages count from 1.
     """
+    by: str | None = None
+    """What `top` and `page` rank by: index, mean, maximum, variance, l1, l2, sparsity or f_ratio.
+
+    sparsity has the least sparse first; f_ratio is how well a channel tells the classes apart. None is what
+    `channels` says, or else mean for `top` and index for `page`.
+    """
+    over: str = "drawn"
+    """Over which rows channels are ranked: those `drawn`, or `data`, all captured ones (f_ratio always)."""
     scope: Scope = "layer"
-    """What shares one scale: a layer, the figure, a row of a layer, a channel; or limits (low, high)."""
+    """What shares one scale: a layer, the figure, a row of a layer, a channel; or limits (low, high).
+
+    `data` is a layer's limits over all captured rows and channels, whatever is drawn of it.
+    """
+    clip: Clip | None = None
+    """Percentiles of what shares a scale beyond which values are marked as over and under.
+
+    One number is the upper one, of the values' sizes where the scale is symmetric around 0; two are both.
+    """
+    sign: str = "auto"
+    """`sequential` from 0 (or a negative least), `diverging`, symmetric around 0, or `auto`: by the data."""
     columns: int | None = None
     """Tiles in a line; None is the square root of their number, rounded up, as far as a page is wide."""
     colormap: str | None = None
@@ -119,12 +140,20 @@ class TilesSpec(Spec):
         if self.by is not None:
             check_measure(self.by)
         object.__setattr__(self, "scope", _checked_scope(self.scope))
+        object.__setattr__(self, "clip", _checked_clip(self.clip, self.scope))
+        for name, known in (("over", OVER), ("sign", SIGNS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise DrawError(f"{name} is one of {', '.join(known)}, not {value!r}")
         for name in ("columns", "magnification"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise DrawError(f"{name} must be a whole number of 1 or more, not {value!r}")
         if self.colormap is not None:
             check_colormap(self.colormap)
+            its = "diverging" if self.colormap in DIVERGING else "sequential"
+            if self.sign not in ("auto", its):
+                raise DrawError(f"{self.colormap} is a {its} colour map, and sign says {self.sign}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,3 +191,19 @@ def _checked_scope(scope: Any) -> Scope:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise DrawError(f"limits must be finite, the low one below the high one; got {low:g} and {high:g}")
     return low, high
+
+
+def _checked_clip(clip: Any, scope: Scope) -> Clip | None:
+    if clip is None:
+        return None
+    if not isinstance(scope, str):
+        raise DrawError("limits were given as the scope; clip finds limits by itself: give one of the two")
+    try:
+        numbers = [float(clip)] if np.ndim(clip) == 0 else [float(percentile) for percentile in clip]
+    except (TypeError, ValueError):
+        raise DrawError(f"clip is a percentile such as 99.5, or two (0.5, 99.5), not {clip!r}") from None
+    if len(numbers) == 1 and 0 < numbers[0] <= 100:
+        return numbers[0]
+    if len(numbers) == 2 and 0 <= numbers[0] < numbers[1] <= 100:
+        return numbers[0], numbers[1]
+    raise DrawError(f"clip is a percentile such as 99.5, or two that rise (0.5, 99.5), not {clip!r}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +13,14 @@ from .kinds import Kind
 from .layout import grid, montage
 from .selection import select_layers, select_rows
 from .sheet import Sheet
-from .spec import GridSpec, MontageSpec
-from .view import take
+from .spec import GridSpec, MontageSpec, TilesSpec
+from .view import Shelf, View, float_type, take
 
 if TYPE_CHECKING:
     from ..capture.reader import Run
+
+#: Bytes of the values that are read together for pictures that follow each other.
+SHELF_BYTES = 64 * 2**20
 
 
 def _grid(run: Run, named: Mapping[str, Any]) -> GridSpec:
@@ -57,5 +62,40 @@ def _sheet_of_montage(run: Run, spec: MontageSpec) -> Sheet:
     return montage(take(run, spec), spec)
 
 
-GRID = Kind(GridSpec, _grid, _sheet_of_grid)
-MONTAGE = Kind(MontageSpec, _montage, _sheet_of_montage)
+def _many(lay_out: Callable[[View, Any], Sheet]) -> Callable[[Run, Sequence[TilesSpec]], Iterator[Sheet]]:
+    """Return what reads the rows of many specifications together and lays out one sheet after the other."""
+
+    def sheets(run: Run, specs: Sequence[TilesSpec]) -> Iterator[Sheet]:
+        for some in _shelves(run, specs):
+            shelf = Shelf(run, [row for spec in some for row in spec.rows])
+            for spec in some:
+                select_rows(run, spec.rows)
+                yield lay_out(take(run, spec, shelf), spec)
+
+    return sheets
+
+
+def _shelves(run: Run, specs: Sequence[TilesSpec]) -> Iterator[list[TilesSpec]]:
+    """Yield specifications that follow each other and differ in their rows, as many as fit in memory."""
+    some: list[TilesSpec] = []
+    n_bytes = 0
+    for spec in specs:
+        its = len(spec.rows) * _row_bytes(run, spec)
+        alike = not some or replace(some[0], rows=spec.rows) == spec
+        if some and (not alike or n_bytes + its > SHELF_BYTES):
+            yield some
+            some, n_bytes = [], 0
+        some.append(spec)
+        n_bytes += its
+    if some:
+        yield some
+
+
+def _row_bytes(run: Run, spec: TilesSpec) -> int:
+    """Return the most bytes that a row of `spec` takes in memory."""
+    names = select_layers(run, spec.layers)
+    return sum(math.prod(run[name].bound) * float_type(run[name].dtype).itemsize for name in names)
+
+
+GRID = Kind(GridSpec, _grid, _sheet_of_grid, _many(grid))
+MONTAGE = Kind(MontageSpec, _montage, _sheet_of_montage, _many(montage))

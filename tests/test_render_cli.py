@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from layertap.capture import reader
 from layertap.capture.errors import StoreNotFoundError
-from layertap.render import draw
+from layertap.render import cli, draw, picture
 from layertap.render.cli import render
 from test_render_run import a_run
 
@@ -42,6 +42,39 @@ def test_a_grid_is_what_draw_gives(call: Any) -> None:
         a_run(), rows=2, layers=["conv1", "fc"], channels="top:4", by="l2", scope=(-1, 2), painter="pillow"
     )
     assert Path("x.png").read_bytes() == same.png()
+
+
+def test_scales_and_rankings_are_told_as_in_python(call: Any) -> None:
+    for clip, same in (("99.5", 99.5), ("0.5:99.5", (0.5, 99.5))):
+        result = call(
+            *(
+                "grid",
+                "run.zarr",
+                "--layers",
+                "conv1",
+                "--scope",
+                "data",
+                "--clip",
+                clip,
+                "--sign",
+                "diverging",
+            ),
+            *(
+                "--channels",
+                "page:2:4",
+                "--by",
+                "variance",
+                "--over",
+                "data",
+                "--out",
+                "x.png",
+                "--overwrite",
+            ),
+        )
+        assert (result.exit_code, result.output) == (0, "x.png\n")
+        options = {"scope": "data", "clip": same, "sign": "diverging", "over": "data"}
+        expected = draw(a_run(), layers="conv1", channels="page:2:4", by="variance", **options)
+        assert Path("x.png").read_bytes() == expected.png()
 
 
 def test_without_options_the_first_row_is_drawn(call: Any) -> None:
@@ -84,6 +117,9 @@ def test_a_montage_is_over_rows(call: Any) -> None:
         (("run.zarr", "--channels", "best"), "first:9"),
         (("run.zarr", "--scope", "a:b"), "two numbers"),
         (("run.zarr", "--scope", "all"), "layer"),
+        (("run.zarr", "--clip", "a"), "percentile"),
+        (("run.zarr", "--clip", "99", "--scope", "0:1"), "give one of the two"),
+        (("run.zarr", "--layers", "conv1", "--channels", "page:9:4"), "its 16 make 4 pages of 4"),
         (("run.zarr", "--out", "x.gif"), "png, svg, pdf"),
         (("run.zarr", "--out", "{what}.png"), "{row}"),
         (("run.zarr", "--painter", "oil"), "no painter"),
@@ -133,6 +169,24 @@ def test_what_is_kept_is_not_told_as_drawn(call: Any) -> None:
     assert output == "0.png\nkept 1.png (there already; --overwrite draws it anew)\n"
     assert call(*options, "--rows", "0:2", "--overwrite").output == "0.png\n1.png\n"
     assert Path("1.png").read_bytes() != b"mine"
+
+
+def test_files_are_drawn_by_as_many_processes_as_are_asked_for(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def many(run: Any, kind: str, rows: Any, out: str, *, jobs: int, **options: Any) -> None:
+        asked.append(jobs)
+
+    monkeypatch.setattr(picture, "draw_many", many)
+    monkeypatch.setattr(cli, "n_cores", lambda: 7)
+    for options in ((), ("--jobs", "3")):
+        assert call("grid", "run.zarr", *options).exit_code == 0
+    monkeypatch.setattr(cli, "_MANY", 6)
+    for options in (("--rows", "0:6"), ("--rows", "0:5"), ("--rows", "0:6", "--jobs", "1")):
+        assert call("grid", "run.zarr", *options).exit_code == 0
+    assert asked == [1, 3, 7, 1, 1]
 
 
 def test_an_option_is_told_before_the_name_of_the_file(call: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from layertap.capture.errors import DrawError, SelectionError
 from layertap.render import GridSpec, MontageSpec, Sheet, draw
-from layertap.render.blocks import number
+from layertap.render.blocks import number, scaled
 from layertap.render.colormaps import N_COLOURS, WHITE, Mark
-from layertap.render.lettering import shorten, text_width, wrap, wrap_name
+from layertap.render.lettering import shorten, text_width, wrap, wrap_even, wrap_name
 from layertap.render.sheet import FRAME, Panel, Text
+from layertap.render.view import take
 from test_render_run import FakeArray, FakeRun, FakeTap, a_run, maps_run
 
 
@@ -26,20 +28,29 @@ def words(sheet: Sheet) -> list[str]:
     return [text.text for text in sheet.texts]
 
 
-@pytest.mark.parametrize("n", [*range(1, 41), 63, 64, 65, 127, 128, 129, 130])
-def test_no_channel_is_lost(n: int) -> None:
-    values = np.arange(1, n + 1, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 1, 2), np.float32)
-    values[..., 0] = 0
-    for kind in ("grid", "montage"):
-        sheet = draw(maps_run(values), kind, channels="all", magnification=1).sheet
+@pytest.mark.parametrize("kind", ["grid", "montage"])
+@pytest.mark.parametrize("first", range(1, 601, 50))
+def test_no_channel_is_lost(first: int, kind: str) -> None:
+    """For any number of them: each is in its place, and the places lie within the panel, apart."""
+    # Two digits tell a channel, as 25 shades that no other number has; the third pixel is the scale's end.
+    digits = np.stack([np.arange(600) // 25, np.arange(600) % 25], axis=1) / 24 * 0.9
+    tiles = np.concatenate([digits, np.ones((600, 1))], axis=1).astype(np.float32)[:, None]
+    for n in range(first, first + 50):
+        sheet = draw(maps_run(tiles[None, :n]), kind, channels="all", magnification=1).sheet
         panel = panel_of(sheet)
         assert panel.columns == math.ceil(math.sqrt(n))
         assert panel.n_lines == math.ceil(n / panel.columns)
         entries = panel.entries()
-        for i in range(n):
-            x, y = panel.place(i)
-            shown = float(entries[y - panel.y + 1, x - panel.x + 2])
-            assert shown == pytest.approx((i + 1) / n * (N_COLOURS - 1), abs=0.51)
+        assert entries.shape == (panel.size[1] + 2, panel.size[0] + 2)
+        lines, columns = np.divmod(np.arange(n), panel.columns)
+        ys, xs = 1 + lines * (1 + panel.gap_y), 1 + columns * (3 + panel.gap_x)
+        assert [panel.place(i) for i in (0, n - 1)] == [
+            (panel.x + xs[i] - 1, panel.y + ys[i] - 1) for i in (0, n - 1)
+        ]
+        shown = np.stack([entries[ys, xs + i] for i in range(3)], axis=1)
+        assert (shown == np.rint(tiles[:n, 0] * (N_COLOURS - 1))).all()
+        entries[ys[:, None], xs[:, None] + np.arange(3)] = WHITE
+        assert (entries == WHITE).all()  # and nothing else is there
 
 
 def test_each_value_is_a_square_of_the_factor_and_gaps_are_white() -> None:
@@ -159,7 +170,7 @@ def test_channels_are_numbered_in_their_order() -> None:
     run["conv1"].values[0, 6] += 3
     sheet = draw(run, "grid", layers="conv1", channels="top:2").sheet
     assert {"11", "6"} <= set(words(sheet))
-    assert "2 of 16 channels, by mean" in words(sheet)
+    assert "2 of 16 channels shown, by mean in this row" in " ".join(words(sheet))
     assert (panel_of(sheet).tiles[0] > panel_of(sheet).tiles[1].max() // 2).all()
     assert "11" not in words(draw(run, "grid", layers="conv1", channels="top:2", numbers=False).sheet)
 
@@ -373,7 +384,7 @@ def test_a_measure_that_ranks_no_vector_is_refused() -> None:
         with pytest.raises(DrawError, match=rf"{by} does not rank fc.*mean, maximum, l1 and l2"):
             draw(a_run(), "grid", layers="fc", channels=f"top:3:{by}")
     sheet = draw(a_run(), "grid", rows=[0, 1], layers="fc", channels="top:3:variance").sheet
-    assert "3 of 10 features, by variance" in " ".join(words(sheet))
+    assert "3 of 10 features shown, by variance over these 2 rows" in " ".join(words(sheet))
 
 
 def test_a_shape_is_never_cut() -> None:
@@ -493,3 +504,225 @@ def test_a_specification_can_be_drawn_as_it_is() -> None:
     assert draw(a_run(), montage).sheet.width == draw(a_run(), "montage", rows=2, layers="conv1").sheet.width
     with pytest.raises(DrawError, match="says it all"):
         draw(a_run(), spec, rows=3)
+
+
+# Scales that are cut, signs, pages
+
+
+def said(sheet: Sheet) -> str:
+    return " ".join(words(sheet))
+
+
+@pytest.mark.parametrize("kind", ["grid", "montage"])
+@pytest.mark.parametrize("clip", [80, 99.5, (10, 90)])
+def test_what_percentiles_cut_off_is_marked_counted_and_said(kind: str, clip: Any) -> None:
+    run = a_run()
+    for layer, name in (("conv1", "viridis"), ("layer1.0", "RdBu_r")):
+        sheet = draw(run, kind, layers=layer, channels="first:9", clip=clip).sheet
+        values = run[layer].values[0, :9]
+        (bar,) = sheet.bars
+        assert bar.colormap == name
+        if isinstance(clip, tuple):
+            low, high = (np.percentile(values, one, method="inverted_cdf") for one in clip)
+            assert "clipped at percentiles 10 and 90" in said(sheet)
+        else:
+            sizes = np.abs(values) if layer == "layer1.0" else values
+            high = np.percentile(sizes, clip, method="inverted_cdf")
+            low = -high if layer == "layer1.0" else 0.0
+            assert f"clipped at percentile {clip}" in said(sheet)
+        assert (bar.low, bar.high) == (low, high)
+        tiles = panel_of(sheet).tiles
+        over, under = values > high, values < low
+        assert ((tiles == Mark.OVER) == over).all()
+        assert ((tiles == Mark.UNDER) == under).all()
+        assert over.any()
+        channels = ", ".join(str(c) for c in np.flatnonzero(over.any((1, 2))))
+        assert f"{over.sum()} over {number(high)} in" in said(sheet)
+        assert any(f"{over.sum()} over {number(high)} in {channels}" in note for note in sheet.notes)
+        assert ("under" in said(sheet)) == under.any()
+
+
+@pytest.mark.parametrize("scope", ["row", "channel", "figure"])
+def test_percentiles_are_of_what_shares_a_scale(scope: str) -> None:
+    run = a_run()
+    sheet = draw(
+        run, "grid", rows=[0, 1], layers=["conv1", "fc"], channels="first:4", scope=scope, clip=75
+    ).sheet
+    maps, vectors = run["conv1"].values[[0, 1], :4], run["fc"].values[[0, 1], :4]
+    panels = [panel for panel in sheet.panels if panel.tiles.shape[1:] == (8, 8)]
+    shown = np.stack([panel.tiles for panel in panels])
+    if scope == "figure":
+        both = np.abs(np.concatenate([maps.ravel(), vectors.ravel()]))
+        limits = np.percentile(both, 75, method="inverted_cdf")
+    else:
+        axes = (1, 2, 3) if scope == "row" else (0, 2, 3)
+        limits = np.percentile(maps, 75, axis=axes, method="inverted_cdf", keepdims=True)
+    assert ((shown == Mark.OVER) == (maps > limits)).all()
+    if scope != "figure":
+        n = (maps > limits).sum()
+        assert f"{n} over its limits in" in said(sheet)
+        for row, one in zip((0, 1), maps > limits, strict=True):
+            assert any(
+                note.startswith(f"conv1, row {row}: {one.sum()} over its limits in") for note in sheet.notes
+            )
+
+
+def test_percentiles_that_leave_no_range_cut_nothing_and_this_is_said() -> None:
+    values = np.zeros((1, 3, 10, 10), np.float32)
+    values[0, :2, 0, 0] = 1, 2
+    values[0, 1] += np.arange(100, dtype=np.float32).reshape(10, 10) / 1000
+    sheet = draw(maps_run(values[:, :1]), "grid", clip=90).sheet
+    assert [(bar.low, bar.high) for bar in sheet.bars] == [(0, 1)]
+    assert "from 0, not clipped: percentile 90 would leave no range" in said(sheet)
+    sheet = draw(maps_run(values), "grid", clip=90, scope="channel").sheet
+    assert "clipped at percentile 90 where that leaves a range" in said(sheet)
+    tiles = panel_of(sheet).tiles
+    assert (tiles[0] == Mark.OVER).sum() == 0
+    assert (tiles[1] == Mark.OVER).sum() == 10
+    assert "11 over" not in said(sheet)
+
+
+def test_what_is_not_finite_counts_for_no_percentile() -> None:
+    values = np.random.default_rng(0).random((1, 2, 8, 8)).astype(np.float32)
+    spoiled = values.copy()
+    spoiled[0, 1] = np.nan
+    spoiled[0, 0, 0, :3] = np.inf, -np.inf, np.nan
+    sheet = draw(maps_run(spoiled), "grid", clip=90).sheet
+    finite = spoiled[np.isfinite(spoiled)]
+    limit = np.percentile(finite, 90, method="inverted_cdf")
+    assert sheet.bars[0].high == limit
+    assert f"{(finite > limit).sum()} over" in said(sheet)
+    assert {"+inf in 0", "-inf in 0", "NaN in 0, 1"} <= set(words(sheet))
+    nothing = draw(maps_run(np.full((1, 2, 3, 3), np.nan)), "grid", clip=90).sheet
+    assert "no finite value" in words(nothing)
+
+
+@pytest.mark.parametrize("shape", ["positive", "signed"])
+def test_the_sign_of_a_scale_can_be_chosen(shape: str) -> None:
+    run = a_run()
+    layer = "conv1" if shape == "positive" else "layer1.0"
+    values = run[layer].values[0, :9]
+    (bar,) = draw(run, "grid", layers=layer, sign="sequential").sheet.bars
+    assert (bar.colormap, bar.low, bar.high) == ("viridis", min(values.min(), 0), values.max())
+    sheet = draw(run, "grid", layers=layer, sign="diverging").sheet
+    largest = np.abs(values).max()
+    assert [(bar.colormap, bar.low, bar.high) for bar in sheet.bars] == [("RdBu_r", -largest, largest)]
+    assert "symmetric around 0" in words(sheet)
+    auto = draw(run, "grid", layers=layer).sheet
+    assert ("symmetric around 0" if shape == "signed" else "from 0") in words(auto)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scope": "channel"}, {"scope": "row"}, {"clip": 90}, {"scope": (-1, 1)}]
+)
+@pytest.mark.parametrize("rows", [[0], [0, 3]])
+def test_a_bar_is_true_of_every_tile_beside_it(rows: list[int], options: dict[str, Any]) -> None:
+    """Wherever there is one: each value of these tiles has the colour that the bar gives it."""
+    run = a_run()
+    for layer in ("conv1", "layer1.0", "fc"):
+        for kind in ("grid", "montage"):
+            sheet = draw(run, kind, rows=rows, layers=layer, channels="first:5", **options).sheet
+            panels = [panel for panel in sheet.panels if panel.tiles.size > 1]
+            values = run[layer].values[rows, :5].reshape(-1, *panels[0].tiles.shape[1:])
+            if options.get("scope") == "row" and kind == "grid":
+                assert len(sheet.bars) == len(rows)
+            elif (len(rows) > 1 and options.get("scope") == "row") or options.get("scope") == "channel":
+                assert not sheet.bars
+                assert "no bar: the scales differ" in words(sheet)
+                continue
+            shown = np.concatenate([panel.tiles for panel in panels])
+            for i, bar in enumerate(sheet.bars):
+                part = slice(5 * i, 5 * (i + 1)) if len(sheet.bars) > 1 else slice(None)
+                line = bar.line.astype(float)
+                at = np.linspace(bar.low, bar.high, len(line))
+                ordinary = shown[part] < N_COLOURS
+                told = np.interp(values[part][ordinary], at, line)
+                assert np.abs(told - shown[part][ordinary]).max() <= 1.5
+                assert (values[part][shown[part] == Mark.OVER] > bar.high).all()
+                assert (values[part][shown[part] == Mark.UNDER] < bar.low).all()
+
+
+@pytest.mark.parametrize("kind", ["grid", "montage"])
+def test_channels_come_in_pages_that_leave_none_out(kind: str) -> None:
+    run = maps_run(np.random.default_rng(0).random((1, 70, 3, 3), np.float32) + 0.1)
+    seen: list[str] = []
+    for page, n in ((1, 32), (2, 32), (3, 6)):
+        sheet = draw(run, kind, channels=f"page:{page}:32").sheet
+        assert f"{n} of 70 channels shown, page {page} of 3" in said(sheet)
+        numbers = {text.text for text in sheet.texts if text.text.isdigit() and text.size == 9}
+        seen += sorted(numbers & {str(c) for c in range(32 * (page - 1), 32 * page)}, key=int)
+    assert seen == [str(c) for c in range(70)]
+    with pytest.raises(
+        SelectionError, match="page 4 of the channels of conv1 is not there; its 70 make 3 pages"
+    ):
+        draw(run, kind, channels="page:4:32")
+
+
+@pytest.mark.parametrize("over", ["drawn", "data"])
+def test_pages_of_a_ranking_follow_each_other(over: str) -> None:
+    run = a_run()
+    measures = run["conv1"].values[0 if over == "drawn" else slice(None)].mean((-2, -1))
+    measures = measures if over == "drawn" else measures.mean(0)
+    expected = np.argsort(-measures, kind="stable").tolist()
+    got: list[int] = []
+    for page in (1, 2, 3):
+        sheet = draw(run, "grid", layers="conv1", channels=f"page:{page}:6:mean", over=over).sheet
+        got += [
+            int(text.text)
+            for text in sheet.texts
+            if text.text.isdigit()
+            and text.ink.is_grey
+            and text.size == 9
+            and text.y < panel_of(sheet).y + panel_of(sheet).size[1]
+        ]
+        rows = "in this row" if over == "drawn" else "over all 6 rows"
+        assert f"page {page} of 3, by mean {rows}" in said(sheet)
+    assert got == expected
+
+
+def test_a_ranking_says_over_which_rows_it_is() -> None:
+    sheet = draw(a_run(), "grid", rows=[0, 2], layers="conv1", channels="top:2").sheet
+    assert "2 of 16 channels shown, by mean over these 2 rows" in said(sheet)
+
+
+# Stores that are not whole
+
+
+@pytest.mark.parametrize("kind", ["grid", "montage"])
+def test_a_picture_of_an_unfinished_store_says_so(kind: str) -> None:
+    run = a_run(6)
+    run._committed[4:] = False
+    narrow = {"picture": False} if kind == "grid" else {}
+    for options in (narrow, {"title": "a title"}):
+        sheet = draw(run, kind, layers="conv1", channels=0, **options).sheet
+        assert "the capture is not finished: 4 of 6 rows" in words(sheet)
+        assert sheet.notes[0] == "the capture is not finished: 4 of 6 rows"
+        boxes = _boxes(sheet.texts)
+        assert max(box[2] for box in boxes) <= sheet.width
+    run._committed[:] = True
+    assert "finished" not in said(draw(run, kind, layers="conv1").sheet)
+
+
+def test_lines_of_a_caption_are_about_as_long_as_each_other() -> None:
+    text = "one scale for the layer over all 400 rows"
+    width = text_width("one scale for the layer over all", 10) + 1
+    assert wrap(text, width, 10) == ["one scale for the layer over all", "400 rows"]
+    assert wrap_even(text, width, 10) == ("one scale for the layer", "over all 400 rows")
+    assert wrap_even("one two", 1000, 10) == ("one two",)
+    assert wrap_even("", 100, 10) == ()
+    assert wrap_even("a " + "b" * 90, 100, 10) == tuple(wrap("a " + "b" * 90, 100, 10))
+
+
+def test_colours_are_symmetric_where_limits_are_not_and_this_is_said() -> None:
+    for options in ({"scope": (-1, 3)}, {"clip": (1, 90)}):
+        assert "colours symmetric around 0" in said(draw(a_run(), "grid", layers="layer1.0", **options).sheet)
+    sheet = draw(a_run(), "grid", layers="layer1.0", scope=(-2, 2)).sheet
+    assert "symmetric around 0" in words(sheet)
+
+
+def test_what_is_computed_has_no_scale_of_the_data_set() -> None:
+    spec = GridSpec(rows=(0,), layers=("conv1",), scope="data")
+    taken = take(a_run(), spec)
+    computed = replace(taken, layers=(replace(taken.layers[0], data=None),))
+    with pytest.raises(DrawError, match="no limits over the data set in a grid"):
+        scaled(computed, spec)

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from layertap.capture.errors import DrawError, MissingPackageError
 from layertap.render import Picture, draw
 from layertap.render.colormaps import palette
 from layertap.render.painters import default_painter, painter
-from layertap.render.png import palette_png
+from layertap.render.png import palette_png, rgb_png
 from layertap.render.sheet import Ink, Sheet, Text
 from PIL import Image
 from test_render_run import a_run
@@ -35,13 +36,14 @@ def pictures() -> dict[str, Picture]:
         "grid": draw(run, "grid", title="$x$ & <y> {z} \\alpha"),
         "rows": draw(run, "grid", rows=[0, 2], layers="conv1", channels="all", scope="row"),
         "given": draw(run, "grid", layers=["layer1.0", "fc"], scope=(-1, 0.5)),
+        "clipped": draw(run, "grid", rows=[1, 3], layers=["layer1.0", "fc"], scope="channel", clip=(5, 90)),
         "montage": draw(run, "montage", layers="conv1"),
         "signed": draw(run, "montage", layers="layer1.0", rows="0:4", channels=3),
         "empty": Picture(Sheet(7, 5), draw(run).spec),
     }
 
 
-@pytest.mark.parametrize("kind", ["grid", "rows", "given", "montage", "signed", "empty"])
+@pytest.mark.parametrize("kind", ["grid", "rows", "given", "clipped", "montage", "signed", "empty"])
 def test_images_are_where_the_sheet_says_pixel_by_pixel(name: str, kind: str) -> None:
     sheet = pictures()[kind].sheet
     got = painter(name).array(Sheet(sheet.width, sheet.height, sheet.panels, sheet.photos, sheet.bars))
@@ -52,7 +54,17 @@ def test_images_are_where_the_sheet_says_pixel_by_pixel(name: str, kind: str) ->
     assert (got == expected).all()
 
 
-@pytest.mark.parametrize("kind", ["grid", "rows", "given", "montage", "signed"])
+def test_painters_agree_pixel_by_pixel() -> None:
+    pytest.importorskip("matplotlib")
+    for picture in pictures().values():
+        sheet = replace(picture.sheet, texts=())
+        one, other = (painter(name).array(sheet) for name in ("pillow", "matplotlib"))
+        assert (one == other).all()
+        with_words = [painter(name).array(picture.sheet) for name in ("pillow", "matplotlib")]
+        assert (with_words[0] != with_words[1]).any(axis=2).mean() < 0.1  # of letters, edges differ
+
+
+@pytest.mark.parametrize("kind", ["grid", "rows", "given", "clipped", "montage", "signed"])
 def test_text_touches_no_map(name: str, kind: str) -> None:
     sheet = pictures()[kind].sheet
     got = painter(name).array(sheet)
@@ -116,6 +128,15 @@ def test_palette_pngs_decode_to_what_went_in() -> None:
         assert (np.asarray(image) == entries).all()
         assert image.getpalette() == palette("magma").ravel().tolist()
         image.verify() if image.fp else None
+
+
+def test_rgb_pngs_decode_to_what_went_in() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (3, 5), (40, 17)):
+        pixels = rng.integers(0, 256, (*shape, 3), np.uint8).repeat(3, axis=0).repeat(2, axis=1)
+        image = Image.open(io.BytesIO(rgb_png(pixels)))
+        assert image.mode == "RGB"
+        assert (np.asarray(image) == pixels).all()
 
 
 @pytest.mark.parametrize(("format", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
@@ -219,9 +240,10 @@ def test_without_matplotlib_pillow_draws_and_the_rest_names_the_package(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
-def test_painters_are_chosen_by_kind_and_file() -> None:
-    assert default_painter("montage", "png") == "pillow"
-    assert default_painter("montage", "pdf") == "matplotlib"
+def test_painters_are_chosen_by_the_file() -> None:
+    for kind in ("grid", "montage"):
+        assert default_painter(kind) == default_painter(kind, "png") == "pillow"
+        assert default_painter(kind, "pdf") == default_painter(kind, "svg") == "matplotlib"
     with pytest.raises(DrawError, match="pillow"):
         painter("pilow")
     assert issubclass(MissingPackageError, ImportError)

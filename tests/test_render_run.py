@@ -30,6 +30,8 @@ class FakeArray:
 
 
 class FakeTap(FakeArray):
+    is_ragged = False
+
     def __init__(self, name: str, values: Values, dims: tuple[str, ...] = MAPS, type: str = "Conv2d") -> None:
         super().__init__(name, dims, values)
         self.layer, self.type = name, type
@@ -66,6 +68,10 @@ class FakeRun:
     @property
     def n_committed(self) -> int:
         return int(self._committed.sum())
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._committed.all())
 
 
 def a_run(n_rows: int = 6, side: int = 8) -> Any:

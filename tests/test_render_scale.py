@@ -18,6 +18,7 @@ from layertap.render.colormaps import (
 )
 from layertap.render.importance import MEASURES, importance, rank
 from layertap.render.scale import Scale, TileFacts, entries, fit
+from layertap.render.sheet import Ink
 from numpy.typing import NDArray
 from test_render_run import Values, maps_run
 
@@ -222,17 +223,82 @@ def seen(rgb: Values, sight: str) -> Values:
 
 
 def apart(a: Values, b: Values) -> Values:
-    """Return the colour differences (CIE 1976) between each of `a` and each of `b`."""
-    return np.asarray(np.linalg.norm(a[:, None] - b[None], axis=2))
+    """Return the colour differences CIEDE2000 between each of `a` and each of `b`, in L*a*b*.
+
+    G. Sharma, W. Wu and E. Dalal, "The CIEDE2000 color-difference formula: implementation notes,
+    supplementary test data, and mathematical observations" (2005), equations 2 to 22.
+    """
+    (l1, a1, b1), (l2, a2, b2) = np.moveaxis(a[:, None], -1, 0), np.moveaxis(b[None], -1, 0)
+    seventh = ((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2) ** 7
+    g = 0.5 * (1 - np.sqrt(seventh / (seventh + 25.0**7)))
+    a1, a2 = a1 * (1 + g), a2 * (1 + g)
+    c1, c2 = np.hypot(a1, b1), np.hypot(a2, b2)
+    h1, h2 = (np.degrees(np.arctan2(y, x)) % 360 for x, y in ((a1, b1), (a2, b2)))
+    grey = c1 * c2 == 0
+    turn = np.where(grey, 0, (h2 - h1 + 180) % 360 - 180)
+    far = np.abs(h1 - h2) > 180
+    hue = np.where(grey, h1 + h2, (h1 + h2 + np.where(far, np.where(h1 + h2 < 360, 360, -360), 0)) / 2)
+    light, chroma = (l1 + l2) / 2, (c1 + c2) / 2
+    cosines = ((-0.17, 1, -30), (0.24, 2, 0), (0.32, 3, 6), (-0.20, 4, -63))
+    t = 1 + sum(k * np.cos(np.radians(n * hue + offset)) for k, n, offset in cosines)
+    dl = (l2 - l1) / (1 + 0.015 * (light - 50) ** 2 / np.sqrt(20 + (light - 50) ** 2))
+    dc = (c2 - c1) / (1 + 0.045 * chroma)
+    dh = 2 * np.sqrt(c1 * c2) * np.sin(np.radians(turn / 2)) / (1 + 0.015 * chroma * t)
+    angle = np.radians(60 * np.exp(-(((hue - 275) / 25) ** 2)))
+    rotation = -2 * np.sqrt(chroma**7 / (chroma**7 + 25.0**7)) * np.sin(angle)
+    return np.asarray(np.sqrt(dl**2 + dc**2 + dh**2 + rotation * dc * dh))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "difference"),
+    [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, -1.3802, -84.2814), (50, 0, -82.7485), 1.0000),
+        ((50, 0, 0), (50, -1, 2), 2.3669),
+        ((50, 2.49, -0.001), (50, -2.49, 0.0009), 7.1792),
+        ((50, 2.49, -0.001), (50, -2.49, 0.0011), 7.2195),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((50, 2.5, 0), (56, -27, -3), 31.9030),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+        ((22.7233, 20.0904, -46.694), (23.0331, 14.973, -42.5619), 2.0373),
+        ((2.0776, 0.0795, -1.135), (0.9033, -0.0636, -0.5514), 0.9082),
+    ],
+)
+def test_colour_differences_are_those_that_its_authors_give(a: Any, b: Any, difference: float) -> None:
+    for one, other in ((a, b), (b, a)):
+        got = apart(np.array([one], float), np.array([other], float)).item()
+        assert got == pytest.approx(difference, abs=5e-5)
 
 
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize("name", [*SEQUENTIAL, *DIVERGING])
-def test_no_mark_looks_like_a_value_or_another_mark(name: str, sight: str) -> None:
+def test_no_mark_looks_like_a_value_the_page_or_another_mark(name: str, sight: str) -> None:
     colours = seen(palette(name).astype(float), sight)
     marks = colours[list(Mark)]
-    assert apart(marks, colours[:N_COLOURS]).min() > 15
-    assert (apart(marks, marks) + 999 * np.eye(len(Mark))).min() > 15
+    assert apart(marks, colours[:N_COLOURS]).min() > 10
+    assert apart(marks, colours[[WHITE]]).min() > 10
+    assert (apart(marks, marks) + 999 * np.eye(len(Mark))).min() > 10
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("name", [*SEQUENTIAL, *DIVERGING])
+def test_values_a_tenth_of_the_scale_apart_look_different_to_everybody(name: str, sight: str) -> None:
+    shades = seen(palette(name)[: N_COLOURS : N_COLOURS // 10].astype(float), sight)
+    assert len(shades) == 11
+    differences = apart(shades, shades)
+    assert (differences + 999 * np.eye(11)).min() > 3.5
+    assert differences[0, -1] > 20
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_inks_are_readable_on_the_page_and_differ_to_everybody(sight: str) -> None:
+    inks = np.array([ink.value for ink in Ink], float)
+    colours, page = seen(inks, sight), seen(np.array([[255.0, 255, 255]]), sight)
+    assert (apart(colours, colours) + 999 * np.eye(len(Ink))).min() > 15
+    assert apart(colours, page).min() > 40
+    # What the Web Content Accessibility Guidelines ask of small text: a contrast of 4.5.
+    luminance = ((lightness(inks) + 16) / 116) ** 3
+    assert (1.05 / (luminance + 0.05)).min() > 4.5
 
 
 @pytest.mark.parametrize("sight", SIGHT)
@@ -240,7 +306,7 @@ def test_no_mark_looks_like_a_value_or_another_mark(name: str, sight: str) -> No
 def test_plus_and_minus_look_different_to_everybody(name: str, sight: str) -> None:
     colours = seen(palette(name)[:N_COLOURS].astype(float), sight)
     for distance in (MIDDLE, MIDDLE // 2):
-        assert apart(colours[[MIDDLE - distance]], colours[[MIDDLE + distance]]).item() > 30
+        assert apart(colours[[MIDDLE - distance]], colours[[MIDDLE + distance]]).item() > 20
 
 
 def test_greys_run_from_black_to_white() -> None:

@@ -20,6 +20,10 @@ from test_render_run import FakeArray, FakeRun, FakeTap, a_run
         GridSpec(rows=(3, 1), layers=("a", "b"), channels="top:9:l2", scope=(-1, 2), picture=False),
         GridSpec(rows=(0,), channels=(5, 2), by="variance", columns=4, colormap="magma", title="飞机"),
         MontageSpec(rows=(1, 2), layers=("a",), channels=(3,), magnification=2, numbers=False),
+        GridSpec(
+            rows=(1,), channels="page:2:64:f_ratio", over="data", scope="data", clip=99.5, sign="diverging"
+        ),
+        MontageSpec(rows=(1,), scope="channel", clip=(0.5, 99.5), sign="sequential", colormap="gray"),
     ],
 )
 def test_a_specification_comes_back_from_json_equal(spec: GridSpec | MontageSpec) -> None:
@@ -33,7 +37,21 @@ def test_a_specification_comes_back_from_json_equal(spec: GridSpec | MontageSpec
     ("options", "words"),
     [
         ({"rows": ()}, "no row"),
-        ({"rows": (0,), "scope": "layers"}, "one of layer, figure, row, channel"),
+        ({"rows": (0,), "scope": "layers"}, "one of layer, figure, row, channel, data"),
+        ({"rows": (0,), "clip": 101}, "percentile such as 99.5"),
+        ({"rows": (0,), "clip": 0}, "percentile such as 99.5"),
+        ({"rows": (0,), "clip": "a"}, "percentile such as 99.5"),
+        ({"rows": (0,), "clip": (99, 1)}, "two that rise"),
+        ({"rows": (0,), "clip": (1, 50, 99)}, "percentile such as 99.5"),
+        ({"rows": (0,), "clip": 99, "scope": (0, 1)}, "give one of the two"),
+        ({"rows": (0,), "sign": "plus"}, "one of auto, sequential, diverging"),
+        ({"rows": (0,), "sign": "diverging", "colormap": "magma"}, "magma is a sequential colour map"),
+        ({"rows": (0,), "sign": "sequential", "colormap": "RdBu_r"}, "RdBu_r is a diverging colour map"),
+        ({"rows": (0,), "over": "all"}, "one of drawn, data"),
+        ({"rows": (0,), "channels": "page:2"}, "page:2:64"),
+        ({"rows": (0,), "channels": "page:0:64"}, "page:2:64"),
+        ({"rows": (0,), "channels": "page:1:64:meen"}, "mean"),
+        ({"rows": (0,), "channels": "first:9:mean"}, "first:9"),
         ({"rows": (0,), "scope": (1, 1)}, "below"),
         ({"rows": (0,), "scope": (0, float("inf"))}, "finite"),
         ({"rows": (0,), "scope": ("a", "b")}, "two numbers"),
@@ -100,6 +118,9 @@ def test_channels_are_read() -> None:
     with pytest.raises(DrawError, match="ranks by l2, but by says l1"):
         ChannelChoice.parse("top:4:l2", "l1")
     assert ChannelChoice.parse("first:4", "l1") == ChannelChoice("first", 4)
+    assert ChannelChoice.parse("page:3:64") == ChannelChoice("page", 64, "index", page=3)
+    assert ChannelChoice.parse("page:3:64", "l1") == ChannelChoice("page", 64, "l1", page=3)
+    assert ChannelChoice.parse("page:3:64:l2") == ChannelChoice("page", 64, "l2", page=3)
     assert ChannelChoice.parse("0,3,5:8", "l1").indices(16, "channel") == (0, 3, 5, 6, 7)
 
 

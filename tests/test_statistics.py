@@ -704,8 +704,8 @@ def test_the_most_important_channels_are_the_same_and_few_are_read(
     maps[:, 41:44] = maps[:, 40:41]
     runs = [capture(tmp_path / stats, {"maps": maps}, stats=stats) for stats in ("cheap", "none")]
     asked: list[int] = []
-    read = view._read
-    monkeypatch.setattr(view, "_read", lambda *args: (asked.append(len(args[3])), read(*args))[1])
+    read = view.read_maps
+    monkeypatch.setattr(view, "read_maps", lambda *args: (asked.append(len(args[3])), read(*args))[1])
     for rows in ([3], [0, 5, 21], range(N)):
         for n in (1, 9, 60, 64, 100):
             spec = GridSpec(rows=tuple(rows), layers=("maps",), channels=f"top:{n}:{by}", picture=False)
