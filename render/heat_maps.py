@@ -15,7 +15,7 @@ from .heat import OF_ATTENTION, TIMES, Tokens, Values, grad_cam, reduced, rollou
 from .importance import check_ranks, rank
 from .resize import Area
 from .selection import ChannelChoice, can_draw
-from .view import axes_order, class_name, floats, read_maps
+from .view import axes_order, class_name, floats, layer_view, read_maps
 
 if TYPE_CHECKING:
     from ..capture.reader import Run, Tap
@@ -205,17 +205,20 @@ def heats(run: Run, spec: OverlaySpec, seen: Seen) -> tuple[Heat, ...]:
         gradients = [run[_gradient_of(name)].of_one_shape(spec.rows) for name in names]
         of = _score(run)
         return tuple(_grad_cam(*both, of, spec, seen) for both in zip(taps, gradients, strict=True))
-    return tuple(_channels(tap, spec, seen) for tap in taps)
+    return tuple(_channels(run, tap, spec, seen) for tap in taps)
 
 
-def _channels(tap: Tap, spec: OverlaySpec, seen: Seen) -> Heat:
+def _channels(run: Run, tap: Tap, spec: OverlaySpec, seen: Seen) -> Heat:
     read, area, said = _maps(tap, spec, seen)
-    axis = axes_order(tap.dims[1:])[0]
     single = spec.heat == "channel"
     choice = ChannelChoice.parse("top:1" if single and spec.channels == "auto" else spec.channels, spec.by)
-    channels, values, amount = _chosen(read, tap.bound[axis], choice, tap.dims[1 + axis], tap.name)
+    layer = layer_view(run, tap, spec, choice)
+    amount = _amount(layer.channels, layer.n_channels, layer.unit, layer.page)
+    if layer.ranked_by:
+        amount += f", by {layer.ranked_by} {layer.ranked_over}"
+    values = layer.values if len(tap.dims) == 4 else read(layer.channels)
     if single:
-        return Heat(tap.name, tap, values, channels, tap.dims[1 + axis], area, (amount, *said))
+        return Heat(tap.name, tap, values, layer.channels, layer.unit, area, (amount, *said))
     what = {"mean": "mean", "maximum": "maximum", "l2": "L2 norm"}[spec.heat]
     return Heat(tap.name, tap, reduced(values, spec.heat), (0,), "map", area, (f"{what} of {amount}", *said))
 
@@ -228,15 +231,22 @@ def _chosen(
     if choice.how == "list":
         channels = choice.indices(n, f"{unit} of {name}:")
     values = read(channels)
-    if choice.how == "top":
+    if choice.how in ("top", "page"):
         check_ranks(values, choice.by, name)
-        channels = rank(values, choice.by)[: choice.n].tolist()
+        channels = rank(values, choice.by)[choice.window(n, f"the {unit}s of {name}")].tolist()
         values = values[:, channels]
+    page = (choice.page, -(-n // choice.n)) if choice.how == "page" else None
+    amount = _amount(channels, n, unit, page)
+    ranked = choice.how in ("top", "page") and choice.by != "index"
+    return tuple(channels), values, f"{amount}, by {choice.by}" if ranked else amount
+
+
+def _amount(channels: Sequence[int], n: int, unit: str, page: tuple[int, int] | None) -> str:
+    """Return in words which of `n` channels these are."""
     amount = f"all {n} {unit}s" if len(channels) == n else f"{len(channels)} of {n} {unit}s"
     if len(channels) == 1:
         amount = f"{unit} {channels[0]} of {n}" if n > 1 else f"its only {unit}"
-    ranked = choice.how == "top" and choice.by != "index"
-    return tuple(channels), values, f"{amount}, by {choice.by}" if ranked else amount
+    return f"{amount}, page {page[0]} of {page[1]}" if page else amount
 
 
 def _maps(

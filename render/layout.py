@@ -122,7 +122,7 @@ class Page:
 
     def caption(self, x: int, y: int, width: int, block: Block, spec: TilesSpec) -> int:
         """Write what is shown, on which scale, and what the marks are."""
-        said = [_shown(block), block.layer.note, _scope(block, spec), _range(block)]
+        said = [_shown(block), block.layer.note, _scope(block, spec), range_of(block)]
         y = self.lines(x, y, [line for text in said for line in wrap_even(text, width, NOTE)])
         return self.remarks(x, y, width, block)
 
@@ -166,7 +166,7 @@ def _scope(block: Block, spec: TilesSpec) -> str:
     return _SCOPES[spec.scope]
 
 
-def _range(block: Block) -> str:
+def range_of(block: Block) -> str:
     """Return from where a scale runs, and whether and where it is clipped."""
     scale = block.scale
     ranges = scale.low < scale.high

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..capture.errors import DrawError, closest
 from .heat import HEATS, OF_ATTENTION
 from .heat_maps import heats, layers_of, seen_by
+from .importance import F_RATIO
 from .kinds import Kind
 from .overlay_layout import overlay
 from .resize import check_resize
-from .selection import select_layers, select_rows
+from .selection import ChannelChoice, select_layers, select_rows
 from .sheet import Sheet
 from .spec import TilesSpec
 from .tiles import chosen
-from .view import has_pictures, row_views
+from .view import has_pictures, row_views, unfinished
 
 if TYPE_CHECKING:
     from ..capture.reader import Run
@@ -82,6 +83,13 @@ class OverlaySpec(TilesSpec):
     def _check_together(self) -> None:
         """Refuse options of which one has no meaning beside the other."""
         of_attention = self.heat in OF_ATTENTION
+        if self.scope == "data":
+            raise DrawError(
+                "a heat map's scale is of what is drawn: scope is layer, figure, row, channel, or limits"
+            )
+        by = ChannelChoice.parse(self.channels, self.by).by
+        if self.heat == "head" and (self.over == "data" or by == F_RATIO):
+            raise DrawError("heads are ranked over the rows that are drawn, and not by f_ratio")
         if self.heat in ("gradcam", "rollout") and self.channels not in ("auto", "all"):
             every = "heads" if of_attention else "channels"
             raise DrawError(f"{self.heat} is of all {every}; leave channels out")
@@ -144,7 +152,8 @@ def _sheet(run: Run, spec: OverlaySpec) -> Sheet:
         )
     height, width = run.rows["picture"].shape[1:3]
     seen = seen_by(run, (height, width), spec.region)
-    return overlay(row_views(run, spec.rows, True), heats(run, spec, seen), seen, spec)
+    rows = row_views(run, spec.rows, True)
+    return overlay(rows, heats(run, spec, seen), seen, spec, unfinished(run))
 
 
 OVERLAY = Kind(OverlaySpec, _choose, _sheet)

@@ -35,6 +35,7 @@ from .layout import (
     gap_of,
     numbering,
     put_title,
+    range_of,
     row_about,
     row_name,
     row_words,
@@ -152,7 +153,9 @@ class _Column:
         return max(self.panel.size[0], NARROWEST)
 
 
-def overlay(rows: Sequence[RowView], heats: Sequence[Heat], seen: Seen, spec: OverlaySpec) -> Sheet:
+def overlay(
+    rows: Sequence[RowView], heats: Sequence[Heat], seen: Seen, spec: OverlaySpec, unfinished: str | None
+) -> Sheet:
     """Lay out each row's picture and, beside it, the same below the maps of every layer.
 
     Raises:
@@ -165,10 +168,11 @@ def overlay(rows: Sequence[RowView], heats: Sequence[Heat], seen: Seen, spec: Ov
     height, width = pictures[0].shape[:2]
     canvas = _Canvas.of((height, width), heats, spec)
     shown = [canvas.picture(picture) for picture in pictures]
-    page, y = Page(), MARGIN
-    y = put_title(page, spec, y)
+    page = Page()
+    view = View(tuple(rows), tuple(canvas.view(heat, spec.resize) for heat in heats), unfinished)
+    y = page.unfinished(view, put_title(page, spec, MARGIN))
     photo_width = max(canvas.size[0], NARROWEST) if spec.original else 0
-    columns = _columns(rows, heats, canvas, spec, MARGIN + (photo_width + COLUMN_GAP if photo_width else 0))
+    columns = _columns(view, heats, canvas, spec, MARGIN + (photo_width + COLUMN_GAP if photo_width else 0))
     right = columns[-1].x + columns[-1].width
     check_size(right, max(column.panel.size[1] for column in columns) * len(rows))
     bottom = max(page.head(c.x, y, c.width, c.block) for c in columns) + HEAD_GAP
@@ -189,10 +193,7 @@ def overlay(rows: Sequence[RowView], heats: Sequence[Heat], seen: Seen, spec: Ov
     return page.sheet(right + MARGIN, page.lines(MARGIN, bottom + _FOOT_GAP, foot) + MARGIN, spec.title)
 
 
-def _columns(
-    rows: Sequence[RowView], heats: Sequence[Heat], canvas: _Canvas, spec: OverlaySpec, x: int
-) -> list[_Column]:
-    view = View(tuple(rows), tuple(canvas.view(heat, spec.resize) for heat in heats))
+def _columns(view: View, heats: Sequence[Heat], canvas: _Canvas, spec: OverlaySpec, x: int) -> list[_Column]:
     columns = []
     for heat, block in zip(heats, scaled(view, spec), strict=True):
         width, n = canvas.size[0], len(heat.labels)
@@ -201,7 +202,9 @@ def _columns(
         colormap, opacity = block.scale.colormap, _opacity(spec, block.scale.diverging)
         columns_of_it, tiles = tile_columns(n, spec), block.tiles[0]
         panel = Panel(x, 0, tiles, columns_of_it, canvas.factor, gap, gap_y, colormap, opacity=opacity)
-        columns.append(_Column(heat, _named(block, heat, len(rows)), x, panel, numbered, _box(heat, spec)))
+        columns.append(
+            _Column(heat, _named(block, heat, len(view.rows)), x, panel, numbered, _box(heat, spec))
+        )
         x += columns[-1].width + COLUMN_GAP
     return columns
 
@@ -298,7 +301,7 @@ def _tiles(
 
 def _about(column: _Column, spec: OverlaySpec) -> list[str]:
     """Return what the maps of one layer show."""
-    (height, width), said = column.heat.cells, list(column.heat.said)
+    (height, width), said = column.heat.cells, [*column.heat.said, range_of(column.block)]
     said.append(f"{height} {TIMES} {width} cells" if height * width > 1 else "a single cell")
     if spec.cell is not None:
         y, x = spec.cell

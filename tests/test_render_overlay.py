@@ -789,3 +789,25 @@ def test_attention_is_refused_where_it_is_not_of_a_pictures_tokens(vit_run: Any)
         lt.draw(vit_run, "overlay", heat="mean", layers=name)
     with pytest.raises(DrawError, match="no class token"):
         lt.draw(vit_run, "overlay", layers=name, query="class", prefix=0, region=(0, 0, 17, 1))
+
+
+def test_pages_clipping_and_rows_that_are_ranked_over_are_said(run: Any) -> None:
+    page = lt.draw(run, "overlay", layers="relu", channels="page:2:2", heat="channel")
+    assert page.sheet.panels[0].tiles.shape[0] == 2
+    assert "2 of 6 channels, page 2 of 3" in texts(page)
+    ranked = lt.draw(run, "overlay", layers="relu", channels="top:2:variance", over="data")
+    assert "by variance over all 6 rows" in " ".join(texts(ranked).split())
+    clipped = lt.draw(run, "overlay", layers="relu", clip=90)
+    assert "clipped at percentile 90" in texts(clipped)
+    assert "over" in texts(clipped)
+    with pytest.raises(DrawError, match="scope is layer"):
+        lt.draw(run, "overlay", scope="data")
+    with pytest.raises(DrawError, match="heads are ranked over the rows"):
+        OverlaySpec(rows=(0,), layers=("a",), heat="head", channels="top:2", over="data")
+
+
+def test_a_capture_that_did_not_end_is_drawn_and_said_so(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "layertap.render.overlay.unfinished", lambda run: "the capture is not finished: 3 of 6 rows"
+    )
+    assert "not finished: 3 of 6 rows" in texts(lt.draw(run, "overlay", layers="relu"))
