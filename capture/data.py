@@ -547,7 +547,7 @@ def _resized(image: Any, preprocess: Preprocess) -> Any:
     side = preprocess.crop or preprocess.resize
     if side is None:
         return image
-    left, top = (_margin(length, side) for length in image.size)
+    left, top = (margin(length, side) for length in image.size)
     return image.crop((left, top, left + side, top + side))
 
 
@@ -561,6 +561,6 @@ def _resized_arrays(pictures: Pictures, preprocess: Preprocess) -> Pictures:
     return resized.reshape(*resized.shape[:3], pictures.shape[3])
 
 
-def _margin(length: int, side: int) -> int:
+def margin(length: int, side: int) -> int:
     """Return where a middle of `side` pixels begins; below 0 there is a black margin, as torchvision has."""
     return round((length - side) / 2) if length >= side else -((side - length) // 2)

@@ -274,6 +274,10 @@ def check_facts(facts: Json) -> None:
         values = facts.get("preprocess", {}).get(key)
         if values is not None and not all(type(n) in (int, float) for n in listed(values, repr(key))):
             raise FormatError(f"{key!r} holds something that is no number")
+    for key in ("resize", "crop"):
+        pixels = facts.get("preprocess", {}).get(key)
+        if pixels is not None:
+            whole(pixels, repr(key), 1, LONGEST_AXIS)
 
 
 # Memory

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .overlay import OverlaySpec
     from .painters import Painter
     from .picture import Picture, draw, draw_many
     from .sheet import Sheet
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "GridSpec": ".spec",
     "MontageSpec": ".spec",
+    "OverlaySpec": ".overlay",
     "Painter": ".painters",
     "Picture": ".picture",
     "Sheet": ".sheet",
@@ -21,7 +23,7 @@ _NAMES = {
     "draw_many": ".picture",
 }
 
-__all__ = ["GridSpec", "MontageSpec", "Painter", "Picture", "Sheet", "draw", "draw_many"]
+__all__ = ["GridSpec", "MontageSpec", "OverlaySpec", "Painter", "Picture", "Sheet", "draw", "draw_many"]
 
 
 def __getattr__(name: str) -> Any:

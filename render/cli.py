@@ -26,7 +26,9 @@ def render() -> None:
     """
 
 
-def _options(out: str | None, default: bool | str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def tile_options(
+    out: str | None, default: bool | str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return what every kind of picture is told on the command line."""
     given = (
         click.argument("store"),
@@ -106,7 +108,7 @@ def _options(out: str | None, default: bool | str) -> Callable[[Callable[..., No
 
 
 @render.command()
-@_options(None, f"{_FILE_A_ROW}, or {_ONE_FILE} with --one-file")
+@tile_options(None, f"{_FILE_A_ROW}, or {_ONE_FILE} with --one-file")
 @click.option("--one-file", is_flag=True, help="All rows in one figure.")
 @click.option("--picture/--no-picture", default=True, help="Whether the row's picture is at the left.")
 def grid(one_file: bool, **options: Any) -> None:
@@ -119,20 +121,21 @@ def grid(one_file: bool, **options: Any) -> None:
         raise click.UsageError(f"--one-file makes one file, but {out} names one a row; give a plain name")
     if out is None:
         options["out"] = _ONE_FILE if one_file else _FILE_A_ROW
-    _draw("grid", one_file, options)
+    draw_kind("grid", one_file, options)
 
 
 @render.command()
-@_options("montage.png", True)
+@tile_options("montage.png", True)
 def montage(**options: Any) -> None:
     """Draw all channels of a layer for a row, or one channel over many rows.
 
     Example: layertap render montage run.zarr --rows 0:64 --layers conv1 --channels 5 --out channel5.png
     """
-    _draw("montage", "{" not in options["out"], options)
+    draw_kind("montage", "{" not in options["out"], options)
 
 
-def _draw(kind: str, one_file: bool, options: dict[str, Any]) -> None:
+def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
+    """Draw a kind of picture as its command was told."""
     from ..capture.reader import open_run
     from .picture import check_options, draw, draw_many
     from .selection import select_rows
@@ -178,3 +181,6 @@ def _clip(text: str) -> str | tuple[str, ...]:
 def _scope(text: str) -> str | tuple[str, ...]:
     """Return a scope's name, or limits as written: `-1:1`."""
     return tuple(text.split(":")) if ":" in text else text
+
+
+from . import cli_overlay  # noqa: E402, F401  adds its command

@@ -40,6 +40,7 @@ class Kind:
 KINDS = {
     "grid": "tiles:GRID",
     "montage": "tiles:MONTAGE",
+    "overlay": "overlay:OVERLAY",
 }
 
 

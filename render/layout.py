@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..capture.errors import DrawError
 from .blocks import Block, Remark, listing, number, scaled, tile_columns, tile_factor
 from .lettering import shorten, text_width, wrap, wrap_even, wrap_name
-from .sheet import Bar, Ink, Panel, Photo, Sheet, Text
+from .sheet import Bar, Ink, Outline, Panel, Photo, Sheet, Text
 from .spec import GridSpec, MontageSpec, Spec, TilesSpec
 from .view import RowView, View
 
@@ -47,7 +47,7 @@ _SCOPES = {
 _MEASURES = {"f_ratio": "class F-ratio"}  # what is not said as it is written
 
 
-class _Page:
+class Page:
     """What has been put on a sheet so far."""
 
     def __init__(self) -> None:
@@ -56,6 +56,7 @@ class _Page:
         self.bars: list[Bar] = []
         self.texts: list[Text] = []
         self.notes: list[str] = []
+        self.outlines: list[Outline] = []
         self.least_width = 0.0  # of what stands above all else
 
     def sheet(self, width: int, height: int, title: str | None) -> Sheet:
@@ -69,6 +70,7 @@ class _Page:
             tuple(self.bars),
             tuple(self.texts),
             tuple(self.notes),
+            outlines=tuple(self.outlines),
         )
 
     def lines(self, x: int, y: int, lines: list[str], ink: Ink = Ink.GREY) -> int:
@@ -119,9 +121,13 @@ class _Page:
             self.texts.append(Text(x, y - 3, label, NUMBER, ink=Ink.GREY))
 
     def caption(self, x: int, y: int, width: int, block: Block, spec: TilesSpec) -> int:
-        """Write what is shown and on which scale, and what each mark stands for behind a sample of it."""
-        said = [_shown(block), block.layer.note, _scope(block, spec), _range(block)]
+        """Write what is shown, on which scale, and what the marks are."""
+        said = [_shown(block), block.layer.note, _scope(block, spec), range_of(block)]
         y = self.lines(x, y, [line for text in said for line in wrap_even(text, width, NOTE)])
+        return self.remarks(x, y, width, block)
+
+    def remarks(self, x: int, y: int, width: int, block: Block) -> int:
+        """Write what each mark in a block stands for behind a sample of it."""
         for remark in block.remarks:
             y += NOTE_LINE
             swatch = np.full((1, 1, 1), remark.mark, np.uint8)
@@ -160,7 +166,7 @@ def _scope(block: Block, spec: TilesSpec) -> str:
     return _SCOPES[spec.scope]
 
 
-def _range(block: Block) -> str:
+def range_of(block: Block) -> str:
     """Return from where a scale runs, and whether and where it is clipped."""
     scale = block.scale
     ranges = scale.low < scale.high
@@ -193,27 +199,27 @@ def grid(view: View, spec: GridSpec) -> Sheet:
         DrawError: the sheet would be too large.
 
     """
-    page = _Page()
-    y = page.unfinished(view, _title(page, spec, MARGIN))
+    page = Page()
+    y = page.unfinished(view, put_title(page, spec, MARGIN))
     photo_width = _photo_width(view) if spec.picture else 0
     columns: list[_Column] = []
     x = MARGIN + (photo_width + COLUMN_GAP if photo_width else 0)
     for block in scaled(view, spec):
         columns.append(_column(block, spec, x))
         x += columns[-1].width + COLUMN_GAP
-    _check_size(x, max(c.height for c in columns) * len(view.rows))
+    check_size(x, max(c.height for c in columns) * len(view.rows))
     bottom = max(page.head(c.x, y, c.width, c.block) for c in columns) + HEAD_GAP
     words_width = max(x - COLUMN_GAP - MARGIN, NARROWEST)
     for i, row in enumerate(view.rows):
         y = bottom + (LINE_GAP if i else 0)
         if not spec.picture:
             y = (
-                page.lines(MARGIN, y - (NOTE_LINE // 2 if i else 2), wrap(_row_about(row), words_width, NOTE))
+                page.lines(MARGIN, y - (NOTE_LINE // 2 if i else 2), wrap(row_about(row), words_width, NOTE))
                 + 2
             )
         ends = [_tiles_of_row(page, columns, c, i, y, spec, last=row is view.rows[-1]) for c in columns]
         if photo_width:
-            ends.append(_photo(page, row, MARGIN, y, photo_width))
+            ends.append(put_photo(page, row, MARGIN, y, photo_width))
         bottom = max(ends)
     return page.sheet(x - COLUMN_GAP + MARGIN, bottom + MARGIN, spec.title)
 
@@ -246,8 +252,8 @@ def _column(block: Block, spec: GridSpec, x: int) -> _Column:
     _, n, height, width = block.tiles.shape
     n_columns = tile_columns(n, spec)
     factor = tile_factor((height, width), n, n_columns, spec)
-    gap, numbered = _numbering(block.layer.channels, width * factor, spec)
-    _check_size(n_columns * (width * factor + gap), -(-n // n_columns) * height * factor)
+    gap, numbered = numbering(block.layer.channels, width * factor, spec)
+    check_size(n_columns * (width * factor + gap), -(-n // n_columns) * height * factor)
     return _Column(block, x, factor, n_columns, gap, numbered)
 
 
@@ -261,29 +267,30 @@ def _panel(
     gap: int,
     numbered: bool,
 ) -> Panel:
-    gap_y = _gap(tiles.shape[2] * factor) + (NUMBER_ROOM if numbered else 0)
+    gap_y = gap_of(tiles.shape[2] * factor) + (NUMBER_ROOM if numbered else 0)
     cells = block.layer.cells
     framed = block.scale.diverging or cells is not None
     return Panel(x, y, tiles, n_columns, factor, gap, gap_y, block.scale.colormap, framed, cells)
 
 
-def _gap(width: int) -> int:
+def gap_of(width: int) -> int:
+    """Return the gap between tiles of a width."""
     return TILE_GAP if width > 16 else CELL_GAP
 
 
-def _numbering(labels: Iterable[int | str], width: int, spec: TilesSpec) -> tuple[int, bool]:
+def numbering(labels: Iterable[int | str], width: int, spec: TilesSpec) -> tuple[int, bool]:
     """Return the gap between tiles of a width, and whether they are numbered.
 
     Where numbers were asked for, the gap makes room for them; else they are left out where there is none.
     """
-    gap, room = _gap(width), math.ceil(_number_width(labels)) + 3
+    gap, room = gap_of(width), math.ceil(_number_width(labels)) + 3
     if spec.numbers:
         return max(gap, room - width), True
     return gap, spec.numbers is None and room <= width + TILE_GAP
 
 
 def _tiles_of_row(
-    page: _Page, columns: list[_Column], column: _Column, i: int, y: int, spec: GridSpec, *, last: bool
+    page: Page, columns: list[_Column], column: _Column, i: int, y: int, spec: GridSpec, *, last: bool
 ) -> int:
     """Put the tiles of row `i` of one layer at `y`, with bar and caption where they are due."""
     panel = column.panel(i, y + NUMBER_ROOM)
@@ -303,12 +310,12 @@ def _tiles_of_row(
 
 def _photo_width(view: View) -> int:
     """Return the width of the column that shows and names the rows; 0 where there is nothing to show."""
-    sizes = [_photo_at(row.picture, 0, 0).size[0] for row in view.rows if row.picture is not None]
+    sizes = [photo_at(row.picture, 0, 0).size[0] for row in view.rows if row.picture is not None]
     known = any(row.true or row.predicted for row in view.rows)
     return max([NARROWEST, *sizes]) if sizes or known or len(view.rows) > 1 else 0
 
 
-def _photo_at(picture: NDArray[np.uint8], x: int, y: int) -> Photo:
+def photo_at(picture: NDArray[np.uint8], x: int, y: int) -> Photo:
     """Place a picture, magnified by a whole number; a large one is averaged down by one."""
     largest = max(picture.shape[:2])
     divisor = max(1, round(largest / PHOTO_SIDE)) if largest > 2 * PHOTO_SIDE else 1
@@ -320,13 +327,24 @@ def _photo_at(picture: NDArray[np.uint8], x: int, y: int) -> Photo:
     return Photo(x, y, picture, max(1, round(PHOTO_SIDE / largest)))
 
 
-def _photo(page: _Page, row: RowView, x: int, y: int, width: int) -> int:
+def put_photo(page: Page, row: RowView, x: int, y: int, width: int) -> int:
+    """Put a row's name, picture and classes; return where they end."""
+    y = row_name(page, row, x, y, width)
+    if row.picture is not None:
+        page.photos.append(photo_at(row.picture, x, y))
+        y += page.photos[-1].size[1] + 4
+    return row_words(page, row, x, y, width)
+
+
+def row_name(page: Page, row: RowView, x: int, y: int, width: int) -> int:
+    """Write a row's number and id, above what is drawn of it; return where they end."""
     name = f"row {row.row}" + (f" · {row.name}" if row.name and row.name != str(row.row) else "")
     page.texts.append(Text(x, y + NUMBER_ROOM - 3, shorten(name, width, NUMBER), NUMBER, ink=Ink.GREY))
-    y += NUMBER_ROOM
-    if row.picture is not None:
-        page.photos.append(_photo_at(row.picture, x, y))
-        y += page.photos[-1].size[1] + 4
+    return y + NUMBER_ROOM
+
+
+def row_words(page: Page, row: RowView, x: int, y: int, width: int) -> int:
+    """Write a row's class and the predicted one; return where they end."""
     if row.true:
         y += 17
         page.texts.append(Text(x, y - 3, shorten(row.true, width, CLASS, bold=True), CLASS, bold=True))
@@ -347,15 +365,15 @@ def montage(view: View, spec: MontageSpec) -> Sheet:
         DrawError: the sheet would be too large.
 
     """
-    page, right = _Page(), 0
-    bottom = page.unfinished(view, _title(page, spec, MARGIN))
+    page, right = Page(), 0
+    bottom = page.unfinished(view, put_title(page, spec, MARGIN))
     for i, block in enumerate(scaled(view, spec)):
         width, bottom = _montage_of_layer(page, view, block, spec, bottom + (LINE_GAP if i else 0))
         right = max(right, MARGIN + width)
     return page.sheet(right + MARGIN, bottom + MARGIN, spec.title)
 
 
-def _montage_of_layer(page: _Page, view: View, block: Block, spec: MontageSpec, y: int) -> tuple[int, int]:
+def _montage_of_layer(page: Page, view: View, block: Block, spec: MontageSpec, y: int) -> tuple[int, int]:
     """Put one layer's tiles at `y`; return its width and where it ends."""
     n_rows, n_channels, height, width = block.tiles.shape
     table = n_rows > 1 and n_channels > 1
@@ -371,7 +389,7 @@ def _montage_of_layer(page: _Page, view: View, block: Block, spec: MontageSpec, 
     roomy = numbered and (apart or not table)
     panels = [_panel(block, g, MARGIN + side, 0, n_columns, factor, gap, roomy) for g in groups]
     total = sum(panel.size[1] + NUMBER_ROOM for panel in panels)
-    _check_size(panels[0].size[0], total)
+    check_size(panels[0].size[0], total)
     whole = max(side + panels[0].size[0], WIDTH_OF_WORDS)
     y = page.head(MARGIN, y, whole, block)
     y = page.lines(MARGIN, y, wrap(_rows_about(view, block, numbered), whole, NOTE)) + 4
@@ -411,7 +429,7 @@ def _montage_columns(
     if table and spec.columns is None:
         large = tile_factor((height, width), n, 1, spec)
         factor = factor if 2 * factor >= large else large
-    gap, numbered = _numbering(labels, width * factor, spec)
+    gap, numbered = numbering(labels, width * factor, spec)
     if spec.columns is None:
         most = max(1, (WIDEST_MONTAGE + gap) // (width * factor + gap))
         if n_columns > most:
@@ -422,14 +440,14 @@ def _montage_columns(
 def _rows_about(view: View, block: Block, numbered: bool) -> str:
     """Return which rows a montage shows, and for one row what it is."""
     if len(view.rows) == 1:
-        return _row_about(view.rows[0])
+        return row_about(view.rows[0])
     if len(block.layer.channels) > 1:
         return f"{len(view.rows)} rows"
     numbers = " · the numbers are rows" if numbered else ""
     return f"{block.layer.unit} {block.layer.channels[0]} · {len(view.rows)} rows{numbers}"
 
 
-def _row_about(row: RowView) -> str:
+def row_about(row: RowView) -> str:
     """Return a row's number, id and classes on one line."""
     true = row.true if row.true is None or row.true.startswith("class ") else f"class {row.true}"
     outcome = "" if row.right is None else " (right)" if row.right else " (wrong)"
@@ -452,7 +470,8 @@ def _remark(remark: Remark, width: float) -> str:
     return words + listing(remark.tiles, remark.unit, lambda text: text_width(words + text, NOTE) <= width)
 
 
-def _title(page: _Page, spec: Spec, y: int) -> int:
+def put_title(page: Page, spec: Spec, y: int) -> int:
+    """Write the title, if there is one; return where it ends."""
     if not spec.title:
         return y
     page.texts.append(Text(MARGIN, y + 14, spec.title, TITLE, bold=True))
@@ -463,7 +482,8 @@ def _number_width(numbers: Iterable[int | str]) -> float:
     return max(text_width(str(n), NUMBER) for n in numbers)
 
 
-def _check_size(width: float, height: float) -> None:
+def check_size(width: float, height: float) -> None:
+    """Raise DrawError where a sheet would have too many pixels."""
     if width * height > LARGEST:
         raise DrawError(
             f"the picture would have {width:.0f} x {height:.0f} pixels; draw fewer channels or rows, "

@@ -7,14 +7,14 @@ what is closest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, SelectionError, closest
-from ..capture.taps import Layer, TapName, select
+from ..capture.taps import OUTPUT, Layer, TapName, select
 from .importance import check_measure
 
 if TYPE_CHECKING:
@@ -196,12 +196,15 @@ def _matching(run: Run, pattern: str) -> list[str]:
         SelectionError: there is none.
 
     """
+    # A kind stands behind a pattern, so the names that patterns are of have none.
+    taps = [(TapName.parse(tap.name), tap.type) for tap in run.taps.values()]
+    layers = [Layer(str(replace(name, kind=OUTPUT)), (type,), name) for name, type in taps]
     try:
-        choices = select([Layer(tap.name, (tap.type,)) for tap in run.taps.values()], pattern)
+        choices = select(layers, pattern)
     except SelectionError as error:
         raise SelectionError(f"{run.path}: {error}") from None
     # `conv1#2` is found as a call of `conv1`, but is not there, or it would have been found by name.
-    names = [choice.layer.name for choice in choices if choice.takes(TapName.parse(choice.layer.name))]
+    names = [str(choice.layer.module) for choice in choices if choice.takes(choice.layer.module)]
     if not names:
         raise SelectionError(f"{run.path} holds no tap {pattern!r}. {closest(pattern, run.taps)}")
     return names

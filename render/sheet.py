@@ -75,6 +75,10 @@ class Panel:
     """Whether each tile has a frame of one grey pixel, for maps whose colours reach white."""
     cells: NDArray[np.bool_] | None = None
     """Which pixels of a map are values, shape (height, width), where not all are; the rest is page."""
+    beneath: NDArray[np.uint8] | None = None
+    """RGB pictures that show through the tiles, shape (tiles, height, width, 3), where some do."""
+    opacity: NDArray[np.float32] | None = None
+    """With `beneath`: how opaque each palette entry is, 0 to 1, shape (256,)."""
 
     @property
     def n_lines(self) -> int:
@@ -123,6 +127,24 @@ class Panel:
         )
         cells[n_full:, :n_rest, 1 : height + 1, 1 : width + 1] = large[n_even:]
         return canvas.reshape(-1, self.columns * pitches[3])[: whole_height + 2, : whole_width + 2]
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """Return the colours of the whole panel, blended with what is beneath; placed as `entries`."""
+        entries = self.entries()
+        colours = palette(self.colormap).take(entries, axis=0)
+        if self.beneath is None or self.opacity is None:
+            return colours
+        width, height = self.tile_size
+        for i, picture in enumerate(self.beneath):
+            x, y = self.place(i)
+            part = (
+                slice(y - self.y + 1, y - self.y + 1 + height),
+                slice(x - self.x + 1, x - self.x + 1 + width),
+            )
+            large = picture.repeat(self.factor, axis=0).repeat(self.factor, axis=1)
+            share = self.opacity[entries[part]][..., None]
+            colours[part] = np.rint(large * (1 - share) + colours[part] * share)
+        return colours
 
     def _frame(self) -> NDArray[np.uint8]:
         """Return a tile's frame and what is within: around its values alone, white where there is none."""
@@ -182,6 +204,29 @@ class Bar:
         return canvas
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A rectangle of lines of one pixel, on top of every picture."""
+
+    x: int
+    y: int
+    """Its top left pixel."""
+    width: int
+    height: int
+    """Its size, the lines included."""
+    colour: tuple[int, int, int]
+    """RGB."""
+
+    def sides(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+        """Yield x, y and RGB pixels of each of its lines."""
+        across = np.full((1, self.width, 3), self.colour, np.uint8)
+        down = np.full((self.height, 1, 3), self.colour, np.uint8)
+        yield self.x, self.y, across
+        yield self.x, self.y + self.height - 1, across
+        yield self.x, self.y, down
+        yield self.x + self.width - 1, self.y, down
+
+
 @dataclass(frozen=True, eq=False)
 class Sheet:
     """A laid out picture on white."""
@@ -194,12 +239,15 @@ class Sheet:
     texts: tuple[Text, ...] = ()
     notes: tuple[str, ...] = ()
     """What should be known about the picture, in full, where the sheet itself shortens it."""
+    outlines: tuple[Outline, ...] = ()
 
     @property
     def colormap(self) -> str | None:
         """The one palette that shows all of it, or None where it takes RGB."""
         names = {part.colormap for part in self._coloured_parts()}
-        if self.photos or len(names) > 1 or not all(ink.is_grey for ink in {text.ink for text in self.texts}):
+        grey = all(ink.is_grey for ink in {text.ink for text in self.texts})
+        blended = any(panel.beneath is not None for panel in self.panels)
+        if self.photos or self.outlines or blended or len(names) > 1 or not grey:
             return None
         return names.pop() if names else "gray"
 
@@ -208,12 +256,21 @@ class Sheet:
         for part in self._coloured_parts():
             yield part.x - 1, part.y - 1, part.entries(), part.colormap
 
-    def _coloured_parts(self) -> list[Panel | Bar]:
-        return [*self.panels, *self.bars]
-
-    def pictures(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-        """Yield x, y and RGB pixels of every image on the sheet, photos included."""
-        for x, y, entries, colormap in self.coloured():
-            yield x, y, palette(colormap).take(entries, axis=0)
+    def in_rgb(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+        """Yield x, y and pixels of everything that is not, from the lowest to the one on top."""
+        for panel in self.panels:
+            if panel.beneath is not None:
+                yield panel.x - 1, panel.y - 1, panel.rgb()
         for photo in self.photos:
             yield photo.x, photo.y, photo.rgb()
+        for outline in self.outlines:
+            yield from outline.sides()
+
+    def _coloured_parts(self) -> list[Panel | Bar]:
+        return [*(panel for panel in self.panels if panel.beneath is None), *self.bars]
+
+    def pictures(self) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+        """Yield x, y and RGB pixels of every image on the sheet."""
+        for x, y, entries, colormap in self.coloured():
+            yield x, y, palette(colormap).take(entries, axis=0)
+        yield from self.in_rgb()

@@ -76,13 +76,13 @@ class Spec:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise DrawError(f"a {cls.kind} has no option {name!r}. {closest(name, known)}")
+                raise DrawError(f"{_a(cls.kind)} has no option {name!r}. {closest(name, known)}")
         try:
             return cls(**options)
         except (TypeError, ValueError) as error:
             if isinstance(error, DrawError):
                 raise
-            raise DrawError(f"a {cls.kind} cannot be drawn from these options: {error}") from error
+            raise DrawError(f"{_a(cls.kind)} cannot be drawn from these options: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +171,10 @@ class MontageSpec(TilesSpec):
     """All channels of a layer for one row, one channel over many rows, or channels by rows."""
 
     kind: ClassVar[str] = "montage"
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _checked_scope(scope: Any) -> Scope:
