@@ -72,6 +72,8 @@ class Choice:
         Raises:
             PlanError: a name is unknown.
         """
+        if said is not None and not isinstance(said, Iterable):
+            raise PlanError(f"stats={said!r} does not say which: give 'cheap', 'all', or names")
         parts = [] if said is None else said.split(",") if isinstance(said, str) else list(said)
         wanted: set[str] = set()
         k, named = TOP_ROWS, False
