@@ -315,9 +315,9 @@ def animate(
             rows, and the first captured one for others.
         layers: as for `draw`, of all frames together.
         channels: as for `draw`, of all frames together; `top` ranks over all rows, in the first store.
-        options: other options of the kind, as for `draw`. `scope` says what shares a scale, as in one figure
-            of all frames; for frames over layers it is the `figure` if nothing says, so that all frames are
-            on one scale.
+        options: other options of the kind, as for `draw`, but for what `top` ranks over. `scope` says what
+            shares a scale, as in one figure of all frames; for frames over layers it is the `figure` if
+            nothing says, so that all frames are on one scale.
 
     Raises:
         SelectionError: a layer, row, channel or class is not there; the closest are named.

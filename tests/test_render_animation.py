@@ -20,6 +20,7 @@ from layertap.render.colormaps import BLACK, N_COLOURS, WHITE, Mark, palette
 from layertap.render.kinds import spec_from_json
 from layertap.render.sheet import Ink
 from PIL import Image, ImageSequence
+from test_render_overlay import captured
 from test_render_run import FakeTap, a_run
 
 FORMATS = ("gif", "webp", "png")
@@ -74,19 +75,25 @@ def test_the_channels_are_those_of_all_rows() -> None:
     assert len({n[:4] for n in numbers}) == 1
 
 
-@pytest.mark.parametrize("scope", ["layer", "figure", "row", "channel", (-1.0, 0.5)])
-def test_every_scope_holds_over_all_frames(scope: Any) -> None:
+@pytest.mark.parametrize(
+    ("scope", "clip"),
+    [(s, c) for s in ("layer", "figure", "row", "channel", "data") for c in (None, 90)]
+    + [((-1.0, 0.5), None)],
+)
+def test_every_scope_holds_over_all_frames(scope: Any, clip: int | None) -> None:
     run, rows = a_run(), [0, 1, 2]
-    options: dict[str, Any] = {"layers": ["conv1", "layer1.0"], "scope": scope}
+    options: dict[str, Any] = {"layers": ["conv1", "layer1.0"], "scope": scope, "clip": clip}
     moving = animate(run, "grid", rows=rows, **options)
     whole = draw(run, "grid", rows=rows, **options).sheet
     for i in range(3):
         for mine, theirs in zip(tiles(moving.sheet(i)), tiles(whole)[2 * i : 2 * i + 2], strict=True):
             assert (mine == theirs).all()
         said = [text.text for text in moving.sheet(i).texts]
-        words = {"row": "a scale for each row", "channel": "on one scale in all frames"}.get(
-            scope, "all frames"
-        )
+        words = {
+            "row": "a scale for each row",
+            "channel": "on one scale in all frames",
+            "data": "whole data set",
+        }.get(scope, "all frames")
         assert any(words in text for text in said)
 
 
@@ -199,6 +206,16 @@ def test_pictures_of_another_kind_are_frames_where_their_limits_are_given(
             single = draw(run, "grid", scope=(0, 1), painter="pillow", **one)
             height, width = single.array().shape[:2]
             assert (arrays[1][:height, :width] == single.array())[:-40].all()
+
+
+def test_heat_maps_over_pictures_are_frames(tmp_path: Path) -> None:
+    run = captured(tmp_path, np.random.default_rng(0).random((3, 2, 8, 8), np.float32))
+    moving = animate(run, "overlay", rows=[0, 2], scope=(0, 1))
+    assert moving.names == ("row 0", "row 2")
+    for mine, theirs in zip(frames_of(moving.encode("png")), moving.arrays(), strict=True):
+        assert (mine == theirs).all()
+    with pytest.raises(DrawError, match="each 'overlay' finds a scale of its own"):
+        animate(run, "overlay", rows=[0, 2])
 
 
 # Files
@@ -454,6 +471,9 @@ def test_the_command_draws_what_the_call_draws(call: Any) -> None:
     assert (result.exit_code, result.output) == (0, "animation.gif\n")
     same = animate(a_run(), rows=[2], layers="conv1", seconds=0.5).encode("gif")
     assert Path("animation.gif").read_bytes() == same
+    call("animation", "run.zarr", "--rows", "0:2", "--layers", "conv1", "--clip", "5:95", "--out", "x.gif")
+    clipped = animate(a_run(), rows="0:2", layers="conv1", clip=(5, 95)).encode("gif")
+    assert Path("x.gif").read_bytes() == clipped
 
 
 def test_the_command_goes_over_depth_and_stores(call: Any) -> None:
@@ -475,6 +495,7 @@ def test_a_mistake_is_told_in_a_sentence(call: Any) -> None:
         (("--layers", "conv2"), "conv1"),
         (("--scope", "a:b"), "two numbers"),
         (("--seconds", "0"), "0.02"),
+        (("--clip", "50:40"), "clip"),
     ):
         result = call("animation", "run.zarr", *arguments)
         assert result.exit_code == 1

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +20,10 @@ from layertap.capture.errors import DrawError, MissingPackageError
 from layertap.render import Picture, Sheet, draw, fonts, read_spec, webfonts
 from layertap.render.carried import _without_folders
 from layertap.render.painters import painter as painter_of
-from layertap.render.sheet import Text
+from layertap.render.sheet import Outline, Text
 from layertap.render.spec import Spec
 from PIL import Image, features
+from test_render_overlay import captured
 from test_render_run import a_run
 
 pytest.importorskip("fontTools")
@@ -81,26 +82,38 @@ def images(page: Parsed) -> Iterator[tuple[dict[str, str | None], Image.Image]]:
         yield attrs, Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_images_stand_where_the_sheet_says_with_every_pixel() -> None:
-    sheet = a_picture().sheet
+def composed(picture: Picture) -> tuple[Any, list[str]]:
+    """Return what the images of a page show together, and the mode of each."""
+    sheet = picture.sheet
     canvas = np.full((sheet.height, sheet.width, 3), 255, np.uint8)
     modes = []
-    for attrs, image in images(parsed(a_picture())):
+    for attrs, image in images(parsed(picture)):
         x, y, width, height = (int(attrs[name] or 0) for name in ("x", "y", "width", "height"))
-        modes.append(image.mode)
-        if image.mode == "RGBA":  # over the others
-            top = np.asarray(image)
-            at = canvas[y : y + height, x : x + width]
-            at[top[..., 3] > 0] = top[..., :3][top[..., 3] > 0]
-            continue
-        assert width % image.width == 0
-        assert (height % image.height, width // image.width) == (0, height // image.height)
-        pixels = np.asarray(image.convert("RGB"))
         factor = width // image.width
-        canvas[y : y + height, x : x + width] = pixels.repeat(factor, 0).repeat(factor, 1)
-    expected = Sheet(**{field.name: getattr(sheet, field.name) for field in fields(sheet)} | {"texts": ()})
-    assert (canvas == painter_of("pillow").array(expected)).all()
+        assert (width, height) == (image.width * factor, image.height * factor)
+        large = np.asarray(image.convert("RGBA")).repeat(factor, 0).repeat(factor, 1)
+        at = canvas[y : y + height, x : x + width]
+        at[large[..., 3] > 0] = large[..., :3][large[..., 3] > 0]
+        modes.append(image.mode)
+    return canvas, modes
+
+
+def test_images_stand_where_the_sheet_says_with_every_pixel() -> None:
+    picture = a_picture()
+    sheet = picture.sheet
+    canvas, modes = composed(picture)
+    assert (canvas == painter_of("pillow").array(replace(sheet, texts=()))).all()
     assert modes == ["P"] * (len(sheet.panels) + len(sheet.bars)) + ["RGB"] * len(sheet.photos)
+
+
+def test_what_is_blended_and_outlined_is_on_the_page_too(tmp_path: Path) -> None:
+    maps = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    picture = draw(captured(tmp_path, maps), "overlay", rows=[0, 1])
+    sheet = replace(picture.sheet, outlines=(Outline(30, 80, 40, 25, (255, 0, 0)),))
+    canvas, modes = composed(Picture(sheet, picture.spec))
+    assert (canvas == painter_of("pillow").array(replace(sheet, texts=()))).all()
+    assert (canvas[80, 30:70] == (255, 0, 0)).all()
+    assert modes[-1] == "RGBA"
 
 
 def test_every_text_of_the_sheet_is_text_at_its_place() -> None:
