@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .animation import Animation, AnimationSpec, animate
+    from .carried import read_spec
     from .overlay import OverlaySpec
     from .painters import Painter
     from .picture import Picture, draw, draw_many
@@ -13,17 +15,34 @@ if TYPE_CHECKING:
     from .spec import GridSpec, MontageSpec
 
 _NAMES = {
+    "Animation": ".animation",
+    "AnimationSpec": ".animation",
     "GridSpec": ".spec",
     "MontageSpec": ".spec",
     "OverlaySpec": ".overlay",
     "Painter": ".painters",
     "Picture": ".picture",
     "Sheet": ".sheet",
+    "animate": ".animation",
     "draw": ".picture",
     "draw_many": ".picture",
+    "read_spec": ".carried",
 }
 
-__all__ = ["GridSpec", "MontageSpec", "OverlaySpec", "Painter", "Picture", "Sheet", "draw", "draw_many"]
+__all__ = [
+    "Animation",
+    "AnimationSpec",
+    "GridSpec",
+    "MontageSpec",
+    "OverlaySpec",
+    "Painter",
+    "Picture",
+    "Sheet",
+    "animate",
+    "draw",
+    "draw_many",
+    "read_spec",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -190,6 +190,51 @@ def _found(facts: TileFacts, scale: Scale, tiles: NDArray[np.uint8]) -> list[_Fo
             counts = (tiles == mark).sum(axis=(2, 3))
             candidates.append(_Found(mark, words, counts > 0, counts))
     return [candidate for candidate in candidates if candidate.there.any()]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some of a view: the rows, layers and channels, by their places in it."""
+
+    rows: tuple[int, ...]
+    layers: tuple[int, ...]
+    channels: tuple[int, ...] | None = None
+    """None is all."""
+
+
+class Scaling:
+    """The scales of a view, for all of it or for some: what is cut out of it keeps the scale of the whole."""
+
+    def __init__(self, view: View, spec: TilesSpec) -> None:
+        self._view = view
+        self._facts = [TileFacts.of(*_cells(layer)) for layer in view.layers]
+        self._scales = _scales(view.layers, self._facts, spec)
+
+    def of(self, cut: Cut) -> tuple[View, tuple[Block, ...]]:
+        """Return some of the view, and a block for each of its layers."""
+        rows = tuple(self._view.rows[i] for i in cut.rows)
+        layers, blocks = [], []
+        for i in cut.layers:
+            layer, facts, scale = self._view.layers[i], self._facts[i], self._scales[i]
+            channels = range(len(layer.channels)) if cut.channels is None else cut.channels
+            at = np.ix_(cut.rows, channels)
+            layers.append(
+                replace(layer, channels=tuple(layer.channels[c] for c in channels), values=layer.values[at])
+            )
+            facts = TileFacts(*(getattr(facts, field.name)[at] for field in fields(facts)))
+            blocks.append(_block(layers[-1], facts, _cut_scale(scale, cut.rows, channels), rows))
+        return replace(self._view, rows=rows, layers=tuple(layers)), tuple(blocks)
+
+
+def _cut_scale(scale: Scale, rows: Sequence[int], channels: Sequence[int]) -> Scale:
+    """Return the limits of some rows and channels, where these have their own."""
+    if scale.low.ndim != 2:
+        return scale
+    n_rows, n_channels = scale.low.shape
+    at = np.ix_(rows if n_rows > 1 else (0,), channels if n_channels > 1 else (0,))
+    whole = {field.name: getattr(scale, field.name) for field in fields(scale)}
+    some = {name: value[at] for name, value in whole.items() if np.shape(value) == scale.low.shape}
+    return replace(scale, **some)
 
 
 def number(value: float) -> str:

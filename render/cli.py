@@ -89,7 +89,7 @@ def tile_options(
             default=out,
             show_default=default,
             metavar="FILE",
-            help="A .png, .svg or .pdf; with {row}, {label}, {class}, {predicted} or {id}, a file a row.",
+            help="A .png, .svg, .pdf or .html; with {row}, {label}, {class}, {predicted} or {id}, one a row.",
         ),
         click.option("--overwrite", is_flag=True, help="Draw a row anew whose file is there already."),
         click.option(
@@ -183,4 +183,4 @@ def _scope(text: str) -> str | tuple[str, ...]:
     return tuple(text.split(":")) if ":" in text else text
 
 
-from . import cli_overlay  # noqa: E402, F401  adds its command
+from . import cli_again, cli_animation, cli_overlay  # noqa: E402, F401  adds their commands

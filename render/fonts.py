@@ -1,8 +1,8 @@
 """Fonts for labels in any script, chosen by what they cover.
 
 A label is split into runs, each in the first font that has all of its characters: a plain sans-serif font,
-then any installed one. What no font has is written as an ASCII escape, with one warning that says what to
-install; a box never stands for a character.
+then any installed one; what stands together is in one font where one has it all. What no font has is written
+as an ASCII escape, with one warning that says what to install; a box never stands for a character.
 
 Coverage is read from a font's own `cmap` table, so that the answer is the same whichever painter asks.
 matplotlib's "Last Resort" font is left out because it claims every character and draws boxes; fonts without
@@ -29,46 +29,58 @@ _WORSE = ("bold", "italic", "oblique", "mono", "serif", "condensed", "light", "t
 
 _JOINERS = "\u200c\u200d"  # zero width: the letters beside it are not joined, or are
 
+_LEANING = ("Mn", "Mc", "Me")  # marks, drawn on the character before
+_SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
+
+# Unicode's Default_Ignorable_Code_Point: soft hyphens, directions, variation selectors, tags and the like.
+_IGNORABLE = (
+    *((0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F)),
+    *((0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F)),
+    *((0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A)),
+    (0xE0000, 0xE0FFF),
+)
+
 _OUTLINES = (b"glyf", b"CFF ", b"CFF2")
 
 _warned: list[str] = []  # what the one warning named
 
 
 @lru_cache(maxsize=1024)
-def runs(text: str, *, joiners: bool = False) -> tuple[tuple[str | None, str], ...]:
+def runs(text: str, *, bold: bool = False, joiners: bool = False) -> tuple[tuple[str | None, str], ...]:
     """Return `text` in pieces, each with the path of a font that has all of its characters.
 
     A path of None means Pillow's built-in font, where not even a plain one is installed.
     Characters that no font has come back as ASCII escapes; a warning says so once. With `joiners`, those
-    stay, whatever the fonts have; only a painter that shapes text can do something with them.
+    stay, whatever the fonts have; only a painter that shapes text can do something with them. What is `bold`
+    is in the bold font as far as that has it.
+
+    Letters that stand together are in one font where one has them all, because only within a font are they
+    joined, and marks put in their places.
     """
-    text = _printable(text, _JOINERS if joiners else "")
-    base = base_font()
-    wanted = {char for char in text if char not in _JOINERS and not _has(base, char)}
-    others = _fonts_for(frozenset(wanted))
-    covered = {char: path for path, chars in reversed(others) for char in chars}
     pieces: list[tuple[str | None, str]] = []
-    for char in text:
-        if char in _JOINERS and pieces:
-            path, piece = pieces[-1][0], char
-        elif char not in wanted:
-            path, piece = base, char
-        elif char in covered:
-            path, piece = covered[char], char
-        else:
-            path, piece = base, char.encode("ascii", "backslashreplace").decode()
-        if pieces and pieces[-1][0] == path:
-            pieces[-1] = (path, pieces[-1][1] + piece)
-        else:
-            pieces.append((path, piece))
-    if len(covered) < len(wanted):
-        _warn_once("".join(sorted(wanted - set(covered))))
+    missing: set[str] = set()
+    plain = tuple(dict.fromkeys((bold_font(), base_font()) if bold else (base_font(),)))
+    for stretch in _stretches(on_one_line(text, joiners=joiners)):
+        for path, piece in _in_fonts(stretch, plain, missing):
+            if pieces and pieces[-1][0] == path:
+                pieces[-1] = (path, pieces[-1][1] + piece)
+            else:
+                pieces.append((path, piece))
+    if missing:
+        _warn_once("".join(sorted(missing)))
     return tuple(pieces)
 
 
-def drawable(text: str, *, joiners: bool = False) -> str:
+def drawable(text: str, *, bold: bool = False, joiners: bool = False) -> str:
     """Return `text` with what no font has as ASCII escapes."""
-    return "".join(piece for _, piece in runs(text, joiners=joiners))
+    return "".join(piece for _, piece in runs(text, bold=bold, joiners=joiners))
+
+
+def on_one_line(text: str, *, joiners: bool = False) -> str:
+    """Return `text` on one line, composed, without what only steers how others look, joiners perhaps."""
+    seen = (" " if char.isspace() or unicodedata.category(char) == "Cc" else char for char in text)
+    composed = unicodedata.normalize("NFC", "".join(seen))
+    return "".join(char for char in composed if not _steers(char) or (joiners and char in _JOINERS))
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +108,7 @@ def bold_font() -> str | None:
     return base
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def coverage(path: str) -> frozenset[int]:
     """Return the code points that the font file at `path` has outlines for; empty if it is no such font."""
     try:
@@ -138,29 +150,80 @@ def font_folders() -> list[Path]:
 
 def forget() -> None:
     """Look for fonts anew, and warn again of what they lack."""
-    for cached in (runs, base_font, bold_font, coverage, installed, _fonts_for):
+    for cached in (runs, base_font, bold_font, coverage, installed, _installed_with):
         cached.cache_clear()
     _warned.clear()
 
 
-@lru_cache(maxsize=256)
-def _fonts_for(chars: frozenset[str]) -> tuple[tuple[str, frozenset[str]], ...]:
-    """Return fonts, and which of `chars` each has: as few fonts as a greedy choice gives."""
-    missing, chosen = set(chars), []
-    while missing:
-        best, has = "", frozenset[str]()
-        for path in installed():
-            points = coverage(path)
-            here = frozenset(char for char in missing if ord(char) in points)
-            if len(here) > len(has):
-                best, has = path, here
-            if len(has) == len(missing):
-                break
-        if not has:
-            break
-        chosen.append((best, has))
-        missing -= has
-    return tuple(chosen)
+def _stretches(text: str) -> list[str]:
+    """Return `text` in stretches of ASCII and of what is not; marks and joiners go with what they follow."""
+    stretches: list[str] = []
+    for cluster in clusters(text):
+        if stretches and stretches[-1].isascii() == cluster.isascii():
+            stretches[-1] += cluster
+        else:
+            stretches.append(cluster)
+    return stretches
+
+
+def clusters(text: str) -> list[str]:
+    """Return `text` in characters, each with the marks on it and what is joined to it."""
+    found: list[str] = []
+    for char in text:
+        leans = char in _JOINERS or unicodedata.category(char) in _LEANING or char in _SKIN_TONES
+        if found and (leans or found[-1][-1] == _JOINERS[1]):
+            found[-1] += char
+        else:
+            found.append(char)
+    return found
+
+
+def _in_fonts(
+    stretch: str, plain: tuple[str | None, ...], missing: set[str]
+) -> Iterator[tuple[str | None, str]]:
+    """Yield pieces of `stretch` with their fonts, escaped where there is none, which goes into `missing`."""
+    whole = _font_of(stretch, plain)
+    if whole is not None:
+        yield whole, stretch
+        return
+    for cluster in clusters(stretch):
+        path = _font_of(cluster, plain)
+        yield from _alone(cluster, plain, missing) if path is None else [(path, cluster)]
+
+
+def _alone(
+    cluster: str, plain: tuple[str | None, ...], missing: set[str]
+) -> Iterator[tuple[str | None, str]]:
+    """Yield a cluster that no one font has, by characters; a mark is drawn only in the font of its letter."""
+    path, has_letter = plain[0], False
+    for i, char in enumerate(cluster):
+        if char in _JOINERS:
+            continue
+        if i and unicodedata.category(char) in _LEANING:
+            drawn = has_letter and _has(path, char)
+        else:
+            path = _font_of(char, plain)
+            drawn = has_letter = path is not None or _has(plain[0], char)
+        if drawn:
+            yield path, char
+        else:
+            missing.add(char)
+            yield plain[0], char.encode("ascii", "backslashreplace").decode()
+
+
+def _font_of(text: str, plain: tuple[str | None, ...]) -> str | None:
+    """Return the font for all of `text`: a plain one, or else the best installed one, or None."""
+    chars = frozenset(text) - frozenset(_JOINERS)
+    for path in plain:
+        if all(_has(path, char) for char in chars):
+            return path
+    return _installed_with(chars)
+
+
+@lru_cache(maxsize=1024)
+def _installed_with(chars: frozenset[str]) -> str | None:
+    points = {ord(char) for char in chars}
+    return next((path for path in installed() if points <= coverage(path)), None)
 
 
 def _warn_once(missing: str) -> None:
@@ -179,13 +242,10 @@ def _latin(path: str) -> bool:
     return set(range(0x20, 0x7F)) <= coverage(path)
 
 
-def _printable(text: str, kept: str) -> str:
-    """Return `text` on one line, composed, without characters that only steer how others look but `kept`."""
-    seen = (" " if char.isspace() or unicodedata.category(char) == "Cc" else char for char in text)
-    composed = unicodedata.normalize("NFC", "".join(seen))
-    return "".join(
-        c for c in composed if c in kept or not (unicodedata.category(c) == "Cf" or "\ufe00" <= c <= "\ufe0f")
-    )
+def _steers(char: str) -> bool:
+    """Return whether a character has no look of its own: Unicode's "default ignorable" ones."""
+    code = ord(char)
+    return any(first <= code <= last for first, last in _IGNORABLE) if code > 0xAC else False
 
 
 def _reading_order(path: str) -> tuple[int, int, str]:

@@ -38,6 +38,7 @@ class Kind:
 
 #: Where each kind is made; a module is imported when its kind is first drawn.
 KINDS = {
+    "animation": "animation:ANIMATION",
     "grid": "tiles:GRID",
     "montage": "tiles:MONTAGE",
     "overlay": "overlay:OVERLAY",

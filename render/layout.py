@@ -192,8 +192,10 @@ def _clip(block: Block) -> str:
     return f"clipped at {about}{where}" + ("" if scale.cut.all() else " where that leaves a range")
 
 
-def grid(view: View, spec: GridSpec) -> Sheet:
+def grid(view: View, spec: GridSpec, blocks: Sequence[Block] | None = None) -> Sheet:
     """Lay out each row's picture and, beside it, a block of channels for every layer.
+
+    `blocks` are those of `view`, where their scale is of more than the view.
 
     Raises:
         DrawError: the sheet would be too large.
@@ -204,7 +206,7 @@ def grid(view: View, spec: GridSpec) -> Sheet:
     photo_width = _photo_width(view) if spec.picture else 0
     columns: list[_Column] = []
     x = MARGIN + (photo_width + COLUMN_GAP if photo_width else 0)
-    for block in scaled(view, spec):
+    for block in scaled(view, spec) if blocks is None else blocks:
         columns.append(_column(block, spec, x))
         x += columns[-1].width + COLUMN_GAP
     check_size(x, max(c.height for c in columns) * len(view.rows))
@@ -358,8 +360,10 @@ def row_words(page: Page, row: RowView, x: int, y: int, width: int) -> int:
     return y
 
 
-def montage(view: View, spec: MontageSpec) -> Sheet:
+def montage(view: View, spec: MontageSpec, blocks: Sequence[Block] | None = None) -> Sheet:
     """Lay out all channels of a row, one channel of all rows, or channels (across) by rows (down).
+
+    `blocks` are as for a grid.
 
     Raises:
         DrawError: the sheet would be too large.
@@ -367,7 +371,7 @@ def montage(view: View, spec: MontageSpec) -> Sheet:
     """
     page, right = Page(), 0
     bottom = page.unfinished(view, put_title(page, spec, MARGIN))
-    for i, block in enumerate(scaled(view, spec)):
+    for i, block in enumerate(scaled(view, spec) if blocks is None else blocks):
         width, bottom = _montage_of_layer(page, view, block, spec, bottom + (LINE_GAP if i else 0))
         right = max(right, MARGIN + width)
     return page.sheet(right + MARGIN, bottom + MARGIN, spec.title)

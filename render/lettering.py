@@ -1,7 +1,8 @@
 """How much room a line of text takes, and how it is made to fit.
 
 The widths are those of DejaVu Sans, rounded up, and not those of the font that will be used: a sheet is
-then laid out alike on every machine. Few fonts are wider.
+then laid out alike on every machine that has a font for its labels. Few fonts are wider. What no font has is
+drawn as an escape, and takes the room of one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
+
+from . import fonts
 
 _EM = dict.fromkeys("ijl'|", 0.32)
 _EM |= dict.fromkeys('Iftr .,:;!()[]/\\`"-·', 0.42)
@@ -19,7 +22,8 @@ _BOLD = 1.12
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """Return about how many pixels `text` takes at `size` pixels an em; seldom too few."""
-    return sum(map(_advance, text)) * size * (_BOLD if bold else 1.0)
+    drawn = text if text.isascii() else fonts.drawable(text, bold=bold, joiners=True)
+    return sum(map(_advance, drawn)) * size * (_BOLD if bold else 1.0)
 
 
 def _advance(char: str) -> float:
@@ -37,11 +41,15 @@ def shorten(text: str, width: float, size: float, bold: bool = False) -> str:
     if text_width(text, size, bold) <= width:
         return text
 
+    letters = fonts.clusters(text)  # a letter stays with the marks on it
+
     def with_kept(n: int) -> str:
-        return text[: n - n // 2] + "…" + (text[-(n // 2) :] if n // 2 else "")
+        return "".join([*letters[: n - n // 2], "…", *(letters[-(n // 2) :] if n // 2 else ())])
 
     # The more is kept, the wider: by halves, as a store's texts may be as long as they like.
-    wide = bisect_left(range(1, len(text)), True, key=lambda n: text_width(with_kept(n), size, bold) > width)
+    wide = bisect_left(
+        range(1, len(letters)), True, key=lambda n: text_width(with_kept(n), size, bold) > width
+    )
     return with_kept(wide)
 
 

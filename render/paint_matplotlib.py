@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, MissingPackageError
-from . import fonts
+from . import bidi, carried, fonts
+from .png import rgb_png, with_text
 from .sheet import Sheet, Text
+from .webfonts import family_name, web_fonts
 
 try:
     import matplotlib as mpl
@@ -56,15 +58,15 @@ class MatplotlibPainter:
 
         """
         if format == "png":
-            return _png(self.array(sheet))
+            png = rgb_png(self.array(sheet))
+            return with_text(png, carried.KEYWORD, carried.text_of(sheet.spec)) if sheet.spec else png
         if format not in self.formats:
             raise DrawError(f"the matplotlib painter writes png, svg and pdf, not {format}")
         out = io.BytesIO()
         with mpl.rc_context(_settings()):
             figure = _figure(sheet)
-            undated: dict[str, Any] = {"Date": None} if format == "svg" else {"CreationDate": None}
-            figure.savefig(out, format=format, dpi=_DPI, metadata=undated)
-        return _with_real_families(out.getvalue()) if format == "svg" else out.getvalue()
+            figure.savefig(out, format=format, dpi=_DPI, metadata=_metadata(sheet, format))
+        return _for_browsers(out.getvalue(), sheet) if format == "svg" else out.getvalue()
 
 
 # What could change the picture, kept as it is laid out for.
@@ -82,6 +84,12 @@ def _settings() -> dict[Any, Any]:
     return kept | text_stays_text | {"svg.hashsalt": "layertap", "image.composite_image": False}
 
 
+def _metadata(sheet: Sheet, format: str) -> dict[str, Any]:
+    """Return what a file says of itself: the specification, and no date, so that its bytes are the same."""
+    date, about = ("Date", "Description") if format == "svg" else ("CreationDate", "Subject")
+    return {date: None} | ({about: carried.marked(sheet.spec)} if sheet.spec else {})
+
+
 def _figure(sheet: Sheet) -> Figure:
     figure = Figure(figsize=(sheet.width / _DPI, sheet.height / _DPI), dpi=_DPI, facecolor="white")
     for x, y, pixels in sheet.pictures():
@@ -96,7 +104,7 @@ def _write(figure: Figure, text: Text, height: int) -> None:
     figure.text(
         text.x,
         height - text.y,
-        fonts.drawable(text.text, joiners=_SHAPES),
+        _as_set(text),
         transform=IdentityTransform(),
         fontproperties=_font(text),
         color=tuple(level / 255 for level in text.ink.value),
@@ -107,9 +115,16 @@ def _write(figure: Figure, text: Text, height: int) -> None:
     )
 
 
+def _as_set(text: Text) -> str:
+    """Return what is drawn of a text; before matplotlib turns letters around itself, it is turned here."""
+    drawn = fonts.drawable(text.text, bold=text.bold, joiners=_SHAPES)
+    return drawn if _SHAPES else bidi.turned(drawn)
+
+
 def _font(text: Text) -> FontProperties:
     """Return the families that together have all of the text's characters, the plain one first."""
-    paths = dict.fromkeys([fonts.base_font(), *(path for path, _ in fonts.runs(text.text, joiners=_SHAPES))])
+    used = (path for path, _ in fonts.runs(text.text, bold=text.bold, joiners=_SHAPES))
+    paths = dict.fromkeys([fonts.bold_font() if text.bold else fonts.base_font(), *used])
     families = [_family(path) for path in paths if path is not None]
     weight = "bold" if text.bold else "normal"
     return FontProperties(family=families or ["DejaVu Sans"], size=text.size, weight=weight)
@@ -117,16 +132,15 @@ def _font(text: Text) -> FontProperties:
 
 @lru_cache(maxsize=256)
 def _family(path: str) -> str:
-    """Return a family of our own for the font at `path`, in both weights.
+    """Return a family of our own for the font at `path`, whatever weight is asked for.
 
     Its real family could have matplotlib find another file, or complain of a weight that it lacks.
     """
-    family = f"layertap font {len(_REAL_FAMILIES)}"
-    _REAL_FAMILIES[family] = str(font_manager.get_font(path).family_name)
-    bold = fonts.bold_font() if path == fonts.base_font() else path
-    for file, weight in ((path, 400), (bold or path, 700)):
+    family = f"layertap font {len(_PATHS)}"
+    _PATHS[family] = path
+    for weight in (400, 700):
         entry = font_manager.FontEntry(
-            fname=file,
+            fname=path,
             name=family,
             style="normal",
             variant="normal",
@@ -138,23 +152,21 @@ def _family(path: str) -> str:
     return family
 
 
-_REAL_FAMILIES: dict[str, str] = {}  # by our own
+_PATHS: dict[str, str] = {}  # of fonts, by the families of our own
 
 
-def _with_real_families(svg: bytes) -> bytes:
-    """Return an SVG whose text names the fonts' real families, and any sans-serif one after them."""
+def _for_browsers(svg: bytes, sheet: Sheet) -> bytes:
+    """Return an SVG whose text names the fonts' real families, and which brings what they need of them.
+
+    A line of text runs in the direction of its first letter, as in the other formats.
+    """
 
     def real(match: re.Match[str]) -> str:
-        name = _REAL_FAMILIES[match[1]].replace("'", "").replace("&", "&amp;").replace("<", "&lt;")
-        return f"'{name}'"
+        return f"'{family_name(_PATHS[match[1]])}'"
 
     text = re.sub(r"'(layertap font \d+)'", real, svg.decode())
-    return text.encode()
-
-
-def _png(rgb: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(rgb).save(out, "PNG", compress_level=3)
-    return out.getvalue()
+    faces = web_fonts((text.text, text.bold) for text in sheet.texts).css
+    look = "text { white-space: pre; unicode-bidi: plaintext; font-synthesis: none }"
+    style = f"<style>\n{faces}\n{look}\n</style>\n"
+    at = text.index("<defs>") if "<defs>" in text else text.rindex("</svg>")
+    return (text[:at] + style + text[at:]).encode()

@@ -5,17 +5,19 @@ The image is filled by assignment; only text is rasterised, each string once, an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
 from ..capture.errors import DrawError
-from . import fonts
+from . import bidi, carried, fonts
 from .colormaps import BLACK, WHITE, palette
-from .png import palette_png, rgb_png
+from .png import palette_png, rgb_png, with_text
 from .sheet import Ink, Sheet, Text
 
 
@@ -27,7 +29,7 @@ class PillowPainter:
     def array(self, sheet: Sheet) -> NDArray[np.uint8]:
         """Return the sheet as RGB, shape (height, width, 3)."""
         colormap = sheet.colormap
-        return _rgb(sheet) if colormap is None else palette(colormap).take(_entries(sheet), axis=0)
+        return _rgb(sheet) if colormap is None else palette(colormap).take(entries(sheet), axis=0)
 
     def encode(self, sheet: Sheet, format: str) -> bytes:
         """Return the bytes of a PNG: 8-bit palette where one palette is enough, RGB otherwise.
@@ -38,20 +40,24 @@ class PillowPainter:
         """
         if format not in self.formats:
             raise DrawError(f"the pillow painter writes png, not {format}; painter='matplotlib' does")
+        png = self._png(sheet)
+        return with_text(png, carried.KEYWORD, carried.text_of(sheet.spec)) if sheet.spec else png
+
+    def _png(self, sheet: Sheet) -> bytes:
         if sheet.colormap is not None:
-            return palette_png(_entries(sheet), palette(sheet.colormap))
+            return palette_png(entries(sheet), palette(sheet.colormap))
         return rgb_png(_rgb(sheet))
 
 
-def _entries(sheet: Sheet) -> NDArray[np.uint8]:
-    """Return the sheet in palette entries, shape (height, width)."""
+def entries(sheet: Sheet) -> NDArray[np.uint8]:
+    """Return a sheet of one palette in the entries of that, shape (height, width)."""
     canvas = np.full((sheet.height, sheet.width), WHITE, np.uint8)
-    for x, y, entries, _ in sheet.coloured():
-        canvas[y : y + entries.shape[0], x : x + entries.shape[1]] = entries
+    for x, y, part, _ in sheet.coloured():
+        canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
     for text in sheet.texts:
         place, cover = _placed(text, sheet)
-        part = canvas[place]
-        np.minimum(part, _greys(text.ink)[cover], out=part)
+        under = canvas[place]
+        np.minimum(under, _greys(text.ink)[cover], out=under)
     return canvas
 
 
@@ -104,10 +110,28 @@ def _lettering(text: str, size: float, bold: bool) -> _Lettering:
     if len(text) > 1 and text.isascii() and text.isdigit():
         pieces = [_lettering(digit, size, bold) for digit in text]
     else:
-        pieces = [
-            _raster(piece, _font(path, size, bold)) for path, piece in fonts.runs(text, joiners=_shapes())
-        ]
+        pieces = list(_pieces(text, size, bold))
     return pieces[0] if len(pieces) == 1 else _joined(pieces)
+
+
+def _pieces(text: str, size: float, bold: bool) -> Iterator[_Lettering]:
+    """Yield the pieces of a line from left to right, each in its font."""
+    if not _shapes():
+        text = bidi.turned(fonts.on_one_line(text))
+    runs = fonts.runs(text, bold=bold, joiners=_shapes())
+    if _shapes() and len(runs) > 1 and bidi.runs_right(text):
+        yield from _turned_pieces(text, size, bold)
+        return
+    for path, piece in runs:
+        yield _raster(piece, _font(path, size))
+
+
+def _turned_pieces(text: str, size: float, bold: bool) -> Iterator[_Lettering]:
+    """Yield the pieces of a line that takes several fonts and holds letters that run to the left."""
+    for part, right in bidi.parts(fonts.on_one_line(text, joiners=True)):
+        runs = fonts.runs(part, bold=bold, joiners=True)
+        for path, piece in reversed(runs) if right else runs:
+            yield _raster(piece, _font(path, size), "rtl" if right else "ltr")
 
 
 def _joined(pieces: list[_Lettering]) -> _Lettering:
@@ -129,23 +153,24 @@ def _joined(pieces: list[_Lettering]) -> _Lettering:
     return _Lettering(cover, left, top, starts[-1])
 
 
-def _raster(text: str, font: ImageFont.FreeTypeFont) -> _Lettering:
-    left, top, right, bottom = (int(edge) for edge in font.getbbox(text, anchor="ls"))
+def _raster(
+    text: str, font: ImageFont.FreeTypeFont, direction: Literal["ltr", "rtl"] | None = None
+) -> _Lettering:
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(text, direction=direction, anchor="ls"))
     image = Image.new("L", (max(right - left, 0) + 1, max(bottom - top, 0) + 1))
-    ImageDraw.Draw(image).text((-left, -top), text, 255, font, anchor="ls")
-    return _Lettering(np.asarray(image), left, top, font.getlength(text))
+    ImageDraw.Draw(image).text((-left, -top), text, 255, font, direction=direction, anchor="ls")
+    return _Lettering(np.asarray(image), left, top, font.getlength(text, direction=direction))
 
 
 @lru_cache(maxsize=64)
-def _font(path: str | None, size: float, bold: bool) -> ImageFont.FreeTypeFont:
+def _font(path: str | None, size: float) -> ImageFont.FreeTypeFont:
     if path is None:
         built_in = ImageFont.load_default(size)
         if not isinstance(built_in, ImageFont.FreeTypeFont):
             raise DrawError("this Pillow was built without FreeType and cannot set text; reinstall pillow")
         return built_in
-    bold_path = fonts.bold_font() if bold and path == fonts.base_font() else None
     engine = ImageFont.Layout.RAQM if _shapes() else ImageFont.Layout.BASIC
-    return ImageFont.truetype(bold_path or path, size, layout_engine=engine)
+    return ImageFont.truetype(path, size, layout_engine=engine)
 
 
 @lru_cache(maxsize=1)

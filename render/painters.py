@@ -33,6 +33,7 @@ class Painter(Protocol):
 
 
 _PAINTERS = {
+    "html": "paint_html:HtmlPainter",
     "matplotlib": "paint_matplotlib:MatplotlibPainter",
     "pillow": "paint_pillow:PillowPainter",
 }
@@ -60,6 +61,9 @@ def painter(name: str) -> Painter:
 def default_painter(kind: str, format: str | None = None) -> str:
     """Return the name of the painter for a kind of picture and a file format.
 
-    Pillow paints every array and PNG, in a fraction of matplotlib's time; that one writes SVG and PDF.
+    A page is the html painter's. Pillow paints every array and PNG, in a fraction of matplotlib's time; that
+    one writes SVG and PDF.
     """
+    if format == "html":
+        return "html"
     return "matplotlib" if format in ("svg", "pdf") else "pillow"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError
+from .carried import values_of
 from .kinds import kind as kind_of
 from .painters import Painter, default_painter, painter
 from .selection import Rows, class_column, select_rows
@@ -25,7 +27,7 @@ from .view import class_name
 if TYPE_CHECKING:
     from ..capture.reader import Run
 
-FORMATS = ("png", "svg", "pdf")
+FORMATS = ("png", "svg", "pdf", "html")
 
 
 class Picture:
@@ -33,7 +35,7 @@ class Picture:
 
     def __init__(self, sheet: Sheet, spec: Spec, painter: str | None = None) -> None:
         #: Where everything stands, as data; `sheet.notes` tells of NaN, all-zero channels and the like.
-        self.sheet = sheet
+        self.sheet = replace(sheet, spec=values_of(spec))
         #: What was drawn; `spec.to_json()` draws it again.
         self.spec = spec
         self._painter = painter
@@ -50,7 +52,9 @@ class Picture:
         return self._png
 
     def encode(self, format: str) -> bytes:
-        """Return the bytes of a file of a format: png, svg or pdf.
+        """Return the bytes of a file of a format: png, svg, pdf or html.
+
+        The file carries the specification; `read_spec` gives it again.
 
         Raises:
             DrawError: there is no such format, or the chosen painter does not write it.
@@ -70,12 +74,32 @@ class Picture:
         """
         target = Path(path)
         format = target.suffix.lower().removeprefix(".")
-        data = self.png() if format == "png" else self.encode(format)
-        _write(target, data)
+        write_whole(target, [self.png() if format == "png" else self.encode(format)])
         return target
 
     def _repr_png_(self) -> bytes:
         return self.png()
+
+    def _repr_html_(self) -> str:
+        """Return the PNG in its own size, which many a notebook would shrink, above the notes.
+
+        It is an image and not a page's text and fonts, so that it looks the same wherever a notebook is
+        shown; most places that show one take its styles away.
+        """
+        from .paint_html import image_element
+
+        size = self.sheet.width, self.sheet.height
+        return image_element("image/png", self.png(), *size, repr(self)[1:-1], self.sheet.notes)
+
+    def _repr_mimebundle_(
+        self, include: Container[str] | None = None, exclude: Container[str] | None = None
+    ) -> dict[str, Any]:
+        forms = {
+            "text/plain": lambda: repr(self),
+            "image/png": self._repr_png_,
+            "text/html": self._repr_html_,
+        }
+        return wanted_forms(forms, include, exclude)
 
     @cached_property
     def _png(self) -> bytes:
@@ -83,6 +107,14 @@ class Picture:
 
     def _paint(self, format: str | None) -> Painter:
         return painter(self._painter or default_painter(self.spec.kind, format))
+
+
+def wanted_forms(
+    forms: Mapping[str, Callable[[], Any]], include: Container[str] | None, exclude: Container[str] | None
+) -> dict[str, Any]:
+    """Return what a notebook asks for, by type; what it does not ask for is not made."""
+    names = [name for name in forms if (include is None or name in include) and name not in (exclude or ())]
+    return {name: forms[name]() for name in names}
 
 
 def draw(
@@ -242,12 +274,19 @@ def _filled(value: Any, spec: str, field: str) -> str:
     return re.sub(r"[^\w.+-]", "_", text).strip(".")[:100] or "_"
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file piece by piece, whole or not at all.
+
+    Raises:
+        DrawError: it cannot be written.
+
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            beside.write_bytes(data)
+            with beside.open("wb") as file:
+                file.writelines(pieces)
             beside.replace(path)
         finally:
             with suppress(FileNotFoundError):

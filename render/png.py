@@ -1,4 +1,4 @@
-"""Writes PNGs, of palette entries or RGB.
+"""Writes PNGs of palette entries or RGB, and puts text into PNGs.
 
 Pillow's encoder cannot choose a filter line by line. Magnified pictures repeat each line: where a line equals
 the one above, PNG's "up" filter makes it zeros. Equal palette entries beside each other are runs of bytes,
@@ -11,43 +11,58 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_EIGHT_BITS, _RGB, _PALETTE = 8, 2, 3
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_EIGHT_BITS = 8
+_RGB, _PALETTE = 2, 3
 _UP = 2
 
 
 def palette_png(entries: NDArray[np.uint8], colours: NDArray[np.uint8]) -> bytes:
     """Return a PNG file of palette entries, shape (height, width), in `colours`, RGB, shape (256, 3)."""
-    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-    return _png(entries, entries.shape[1], _PALETTE, deflate, (b"PLTE", colours.tobytes()))
+    height, width = entries.shape
+    head = header(width, height, palette=True)
+    chunks = ((b"IHDR", head), (b"PLTE", colours.tobytes()), (b"IDAT", packed(entries)), (b"IEND", b""))
+    return SIGNATURE + b"".join(chunk(name, content) for name, content in chunks)
 
 
 def rgb_png(pixels: NDArray[np.uint8]) -> bytes:
     """Return a PNG file of RGB pixels, shape (height, width, 3)."""
     height, width, _ = pixels.shape
-    return _png(pixels.reshape(height, -1), width, _RGB, zlib.compressobj(2))
+    chunks = ((b"IHDR", header(width, height, palette=False)), (b"IDAT", packed(pixels)), (b"IEND", b""))
+    return SIGNATURE + b"".join(chunk(name, content) for name, content in chunks)
 
 
-def _png(
-    rows: NDArray[np.uint8], width: int, colours: int, deflate: Any, *before: tuple[bytes, bytes]
-) -> bytes:
-    """Return a file of the bytes of each row of pixels, and of chunks that stand before them."""
-    height, n_bytes = rows.shape
-    repeats = np.zeros(height, np.bool_)
-    repeats[1:] = (rows[1:] == rows[:-1]).all(axis=1)
-    lines = np.zeros((height, 1 + n_bytes), np.uint8)
+def header(width: int, height: int, *, palette: bool) -> bytes:
+    """Return what the chunk IHDR holds for 8 bits a pixel of a palette, or a colour of RGB."""
+    return struct.pack(">IIBBBBB", width, height, _EIGHT_BITS, _PALETTE if palette else _RGB, 0, 0, 0)
+
+
+def packed(image: NDArray[np.uint8]) -> bytes:
+    """Return the compressed lines of an image of bytes, shape (height, width) or (height, width, 3)."""
+    of_rgb = image.ndim == 3
+    image = image.reshape(len(image), -1)
+    repeats = np.zeros(len(image), np.bool_)
+    repeats[1:] = (image[1:] == image[:-1]).all(axis=1)
+    lines = np.zeros((len(image), 1 + image.shape[1]), np.uint8)
     lines[repeats, 0] = _UP
-    lines[~repeats, 1:] = rows[~repeats]
-    data = deflate.compress(lines.data) + deflate.flush()
-    header = struct.pack(">IIBBBBB", width, height, _EIGHT_BITS, colours, 0, 0, 0)
-    chunks = ((b"IHDR", header), *before, (b"IDAT", data), (b"IEND", b""))
-    return _SIGNATURE + b"".join(_chunk(name, content) for name, content in chunks)
+    lines[~repeats, 1:] = image[~repeats]
+    if of_rgb:  # equal pixels are no runs of equal bytes
+        deflate = zlib.compressobj(2)
+    else:
+        deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    return deflate.compress(lines.data) + deflate.flush()
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def with_text(png: bytes, keyword: str, text: str) -> bytes:
+    """Return a PNG file that also holds `text`, which is ASCII, under a keyword."""
+    at = len(SIGNATURE) + 12 + len(header(1, 1, palette=True))  # IHDR must be the first chunk
+    return png[:at] + chunk(b"tEXt", f"{keyword}\0{text}".encode("ascii")) + png[at:]
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG file: its length, name, content and checksum."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

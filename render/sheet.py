@@ -7,10 +7,10 @@ from the top left; a text stands on its baseline.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,6 +240,8 @@ class Sheet:
     notes: tuple[str, ...] = ()
     """What should be known about the picture, in full, where the sheet itself shortens it."""
     outlines: tuple[Outline, ...] = ()
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """What it was drawn from, as `Spec.to_json` gives it, for files to carry; empty where that is unknown."""
 
     @property
     def colormap(self) -> str | None:
@@ -274,3 +276,27 @@ class Sheet:
         for x, y, entries, colormap in self.coloured():
             yield x, y, palette(colormap).take(entries, axis=0)
         yield from self.in_rgb()
+
+    def moved(self, x: int, y: int) -> Sheet:
+        """Return the same parts further right and down, on a sheet that is so much larger."""
+        parts: dict[str, Any] = {
+            name: tuple(replace(part, x=part.x + x, y=part.y + y) for part in there)
+            for name, there in self._parts().items()
+        }
+        return replace(self, width=self.width + x, height=self.height + y, **parts)
+
+    def joined(self, others: Iterable[Sheet]) -> Sheet:
+        """Return this sheet with the parts of others on it, where they stand."""
+        every = [sheet._parts() for sheet in (self, *others)]
+        parts: dict[str, Any] = {
+            name: tuple(part for sheet in every for part in sheet[name]) for name in every[0]
+        }
+        return replace(self, **parts)
+
+    def _parts(self) -> dict[str, tuple[Any, ...]]:
+        """Return all that is drawn, by the names of the fields."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("width", "height", "notes", "spec")
+        }

@@ -132,6 +132,9 @@ class TilesSpec(Spec):
         if self.layers is not None:
             layers = (self.layers,) if isinstance(self.layers, str) else self.layers
             object.__setattr__(self, "layers", tuple(str(layer) for layer in layers))
+        if isinstance(self.channels, str) and set(self.channels) <= set("0123456789, "):
+            plain = tuple(part for part in self.channels.replace(" ", "").split(",") if part)
+            object.__setattr__(self, "channels", plain or self.channels)
         if not isinstance(self.channels, str):
             object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
         if not self.rows:

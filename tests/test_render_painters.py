@@ -166,7 +166,7 @@ def test_svg_images_are_pixel_exact() -> None:
 
     sheet = pictures()["montage"].sheet
     svg = painter("matplotlib").encode(sheet, "svg").decode()
-    found = [base64.b64decode(data) for data in re.findall(r'base64,([^"]+)"', svg)]
+    found = [base64.b64decode(data) for data in re.findall(r'image/png;\n?base64,([^"]+)"', svg)]
     images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in found]
     for (_, _, pixels), image in zip(sheet.pictures(), images, strict=True):
         assert np.array_equal(image, pixels) or np.array_equal(image[::-1], pixels)

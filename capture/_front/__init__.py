@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from layertap.capture.record import record, record_dataset
     from layertap.capture.recorder import Recorder
     from layertap.capture.zipped import pack
-    from layertap.render import Picture, draw, draw_many
+    from layertap.render import Animation, Picture, animate, draw, draw_many, read_spec
 
 __version__ = "0.1.0"
 
@@ -61,12 +61,13 @@ _NAMES = {
     "layertap.capture.record": ("record", "record_dataset"),
     "layertap.capture.recorder": ("Recorder",),
     "layertap.capture.zipped": ("pack",),
-    "layertap.render": ("Picture", "draw", "draw_many"),
+    "layertap.render": ("Animation", "Picture", "animate", "draw", "draw_many", "read_spec"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 _SUBMODULES = {"reduce": "layertap.capture.reduce"}
 
 __all__ = [
+    "Animation",
     "Array",
     "ArraySource",
     "Batch",
@@ -93,12 +94,14 @@ __all__ = [
     "StoreExistsError",
     "StoreNotFoundError",
     "Tap",
+    "animate",
     "draw",
     "draw_many",
     "fit_pca",
     "open",
     "pack",
     "plan",
+    "read_spec",
     "record",
     "record_dataset",
     "reduce",
