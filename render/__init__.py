@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .picture import Picture, draw, draw_many
     from .sheet import Sheet
     from .spec import GridSpec, MontageSpec
+    from .top import TopSpec
 
 _NAMES = {
     "GridSpec": ".spec",
@@ -19,11 +20,22 @@ _NAMES = {
     "Painter": ".painters",
     "Picture": ".picture",
     "Sheet": ".sheet",
+    "TopSpec": ".top",
     "draw": ".picture",
     "draw_many": ".picture",
 }
 
-__all__ = ["GridSpec", "MontageSpec", "OverlaySpec", "Painter", "Picture", "Sheet", "draw", "draw_many"]
+__all__ = [
+    "GridSpec",
+    "MontageSpec",
+    "OverlaySpec",
+    "Painter",
+    "Picture",
+    "Sheet",
+    "TopSpec",
+    "draw",
+    "draw_many",
+]
 
 
 def __getattr__(name: str) -> Any:

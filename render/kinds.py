@@ -41,6 +41,7 @@ KINDS = {
     "grid": "tiles:GRID",
     "montage": "tiles:MONTAGE",
     "overlay": "overlay:OVERLAY",
+    "top": "top:TOP",
 }
 
 
