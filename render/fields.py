@@ -63,6 +63,19 @@ def box(tap: Tap, cell: Sequence[int], picture_shape: Sequence[int]) -> Box:
     )
 
 
+def shares(tap: Tap, cell: Sequence[int]) -> tuple[float, float, float, float] | None:
+    """Return top, left, bottom and right of what a cell sees, as shares of the model's input.
+
+    None where the store has no receptive field of the tap's layer, or the cell sees nothing.
+    """
+    windows, field = _source_windows(tap, cell), field_of(tap)
+    seen = None if windows is None or field is None else field.box(windows[0], windows[-1])
+    if seen is None or field is None:
+        return None
+    (top, left, bottom, right), (height, width) = seen, field.input
+    return top / height, left / width, bottom / height, right / width
+
+
 def told(tap: Tap, picture_shape: Sequence[int], what: str) -> str:
     """Return in words what the boxes of a tap's cells are, behind `what` is done to them: `cut to`, say."""
     size = tuple(picture_shape[:2])
@@ -100,7 +113,7 @@ def _source_windows(tap: Tap, cell: Sequence[int]) -> tuple[slice, ...] | None:
             at = list(step["size"] or ())
         elif step["kind"] == "tokens":
             at = []
-    if at != [tap.bound[axis] for axis in axes_order(tap.dims[1:])[1:]]:
+    if len(cell) != len(at) or at != [tap.bound[axis] for axis in axes_order(tap.dims[1:])[1:]]:
         return None
     windows = [slice(i, i + 1) for i in cell]
     for step, before in reversed(steps):

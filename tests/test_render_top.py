@@ -14,7 +14,7 @@ from layertap.capture.errors import DrawError, SelectionError
 from layertap.render import Sheet, TopSpec, draw, draw_many
 from layertap.render.cli import render
 from layertap.render.colormaps import palette
-from layertap.render.fields import box, told
+from layertap.render.fields import box, shares, told
 from layertap.render.kinds import spec_from_json
 from layertap.render.lettering import text_width
 from layertap.render.painters import painter
@@ -293,8 +293,28 @@ def test_a_store_whose_reduction_does_not_come_to_its_places_is_shown_whole(tmp_
     assert box(lt.open(path)["half"], (1, 1), SIZE) == (0, 0, *SIZE)
 
 
+def test_an_overlay_outlines_the_receptive_field_of_its_cell_where_the_store_has_it(tmp_path):
+    def blurred(batch: Any) -> dict[str, Any]:
+        wide = np.pad(batch, ((0, 0), (0, 0), (2, 2), (2, 2)))
+        return {"blur": sum(wide[:, :, i : i + 24 : 4, j : j + 20 : 4] for i in range(5) for j in range(5))}
+
+    for fields, corner, size, words in (
+        (True, (6, 2), 5, "box: where cell (2, 1) looks: its receptive field"),
+        (False, (8, 4), 4, "box: where cell (2, 1) lies"),
+    ):
+        path = tmp_path / f"{fields}.zarr"
+        run = lt.record_dataset(blurred, source(2), path, ["blur"], fields=fields)
+        sheet = draw(run, "overlay", layers="blur", cell=(2, 1), magnification=4).sheet
+        photo, outer = sheet.photos[0], max(sheet.outlines, key=lambda one: (-one.x, one.width))
+        assert (outer.y - photo.y, outer.x - photo.x) == (4 * corner[0], 4 * corner[1])
+        assert (outer.height, outer.width) == (4 * size, 4 * size)
+        assert words in " ".join(texts(sheet))
+
+
 def test_tokens_are_cut_to_what_each_sees(run):
     assert box(run["tokens"], (5,), SIZE) == (6, 5, 7, 6)
+    assert shares(run["tokens"], (5,)) == (6 / 24, 5 / 20, 7 / 24, 6 / 20)
+    assert shares(run["tokens"], (1, 1)) is None  # of a patch grid, which is not how tokens are counted
     sheet = draw(run, "top", layers="tokens", channels=[1], k=3).sheet
     assert all(len(np.unique(cut(photo).reshape(-1, 3), axis=0)) == 1 for photo in sheet.photos)
 
