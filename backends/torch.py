@@ -314,6 +314,12 @@ class TorchSession(Session):
             for module in training:
                 module.training = True
 
+    @contextlib.contextmanager
+    def separate(self) -> Iterator[None]:
+        """Run convolutions as plain products."""
+        with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+            yield
+
     def backward(self, output: Any, score: Score, labels: Any) -> None:
         """Run down to the tapped layers; no parameter's gradient is touched."""
         self.late.run(output, score, labels)

@@ -203,6 +203,13 @@ class Session(ABC):
         """Return the context in which a whole data set is run: no training, no gradients."""
         return nullcontext()
 
+    def separate(self) -> AbstractContextManager[Any]:
+        """Return the context in which a value depends on no more of the input than the layers say.
+
+        Fast convolutions (Winograd's, or by FFT) are worked out in tiles, in which one NaN spoils all.
+        """
+        return nullcontext()
+
     def put(self, view: NDArray[Any], values: Any) -> None:
         """Copy the values of a column, in whatever type the user gave them, into host memory."""
         array = self.to_numpy(values)

@@ -179,6 +179,7 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
 @click.option(
     "--stats-only", is_flag=True, help="Write no activations, only statistics (cheap, unless --stats)."
 )
+@click.option("--fields", is_flag=True, help="Find the receptive field of each place, for render top.")
 @click.option("--memory", default="2GiB", show_default=True, help="Host memory that the engine may hold.")
 @click.option("--part", help="K/N: capture part K of N alone; by RANK and WORLD_SIZE under torchrun.")
 @click.option("--workers", type=click.IntRange(0), help="Threads or processes that load batches ahead.")
@@ -202,6 +203,7 @@ def capture(
     codec: str,
     stats: str | None,
     stats_only: bool,
+    fields: bool,
     memory: str,
     part: str | None,
     workers: int | None,
@@ -269,8 +271,10 @@ def capture(
     if dry_run:
         from .forecast import plan
 
-        if stats or stats_only:
-            raise PlanError("--dry-run does not measure statistics: leave --stats and --stats-only out")
+        if stats or stats_only or fields:
+            raise PlanError(
+                "--dry-run measures no statistics and no fields: leave --stats, --stats-only and --fields out"
+            )
 
         click.echo(str(plan(network, source, store, split_patterns(patterns), **options)))
         return
@@ -285,6 +289,7 @@ def capture(
                 part=part,
                 stats=stats,
                 values=not stats_only,
+                fields=fields,
                 classes=classes,
                 name=loaded.name,
                 overwrite=overwrite,

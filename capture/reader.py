@@ -21,6 +21,7 @@ from . import constants
 from .columns import is_text
 from .dtypes import DType
 from .errors import FormatError, SelectionError, StoreError, closest, why
+from .fields import ReceptiveField
 from .layout import ArraySpec
 from .place import PathLike, Place, place_of
 from .ragged import MASK, as_stored
@@ -607,6 +608,12 @@ class Tap(Array):
         self.source_dtype: str = about.get("source_dtype", str(self.dtype))
         #: Shape of one row of the layer's output, before any reduction.
         self.source_shape: tuple[int, ...] = tuple(about.get("source_shape", self.shape[1:]))
+
+    @cached_property
+    def field(self) -> ReceptiveField | None:
+        """Where each place of the layer looks in the model's input; None where a capture did not ask."""
+        said = self._about.get("field")
+        return None if said is None else ReceptiveField.from_json(said, self.source_shape)
 
     @property
     def reduction(self) -> Chain:

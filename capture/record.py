@@ -9,6 +9,7 @@ from typing import Any
 from .backend import Backend, backend_for, backend_named
 from .data import Preprocess, Source
 from .errors import DataError, PlanError
+from .marking import found_fields
 from .parts import Part
 from .pca import fitted, is_fitted
 from .place import PathLike, place_of
@@ -138,6 +139,7 @@ def record_dataset(
     stats: str | Sequence[str] | None = None,
     values: bool = True,
     storage: Mapping[str, Any] | None = None,
+    fields: bool = False,
     progress: bool = False,
     on_plan: Callable[[Manifest, int], None] | None = None,
     on_report: Callable[[StageReport], None] | None = None,
@@ -183,6 +185,8 @@ def record_dataset(
         stats: see `record`.
         values: see `record`.
         storage: see `record`.
+        fields: find out beforehand which part of the picture each place of each tap depends on, from some
+            forwards of the first picture with its edges marked by NaN (`run[...].field`).
         progress: show a bar with rows, rate, bytes, the slowest stage and the time left.
         on_plan: called once, with the manifest and the rows that are committed already, when the first batch
             has shown what there is and before anything is written.
@@ -203,9 +207,10 @@ def record_dataset(
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
     source, place = source_of(chosen, data, mean, std, lists=bool(ragged or pad)), place_of(path, storage)
     batch_size = min(batch_size, source.n_rows)
+    going_on = None if overwrite else place
     if not is_fitted(reduce):
-        going_on = None if overwrite else place
         reduce = fitted(reduce, chosen, model, source, layers, batch_size, going_on, score)
+    found = found_fields(chosen, model, source, layers, batch_size, going_on, score) if fields else {}
     recorder = Recorder(
         model,
         place,
@@ -217,6 +222,7 @@ def record_dataset(
             {"name": source.name, "fingerprint": source.fingerprint()},
             name,
             source.text_bytes(),
+            found,
         ),
         backend=chosen,
         score=score,

@@ -26,6 +26,7 @@ from .columns import column_spec, column_values
 from .data import Batch, Preprocess, Source
 from .dtypes import DTYPES, DType
 from .errors import CaptureError, DataError, LeftOutWarning, PlanError, StoreError, StoreExistsError
+from .fields import ReceptiveField
 from .journal import versions, write_log
 from .layout import ArraySpec, Layout, array_view
 from .left_out import told
@@ -78,6 +79,8 @@ class Facts:
     """What the user calls the model."""
     text_bytes: Mapping[str, int] = field(default_factory=dict)
     """Longest text of each text column, where it is known."""
+    fields: Mapping[str, ReceptiveField] = field(default_factory=dict)
+    """Receptive fields of taps by their names, where they were looked for."""
 
 
 def tried(session: Session, i: int, chain: Chain, rows: Rows) -> tuple[tuple[int, ...], DType]:
@@ -543,6 +546,8 @@ class Recorder:
             [part for tap in self._planned for part in tap.parts],
         )
         about = {tap.learned.name: about_tap(tap) for tap in self._planned}
+        for name, its in self._facts.fields.items():
+            about[name]["field"] = its.to_json()
         preprocess = self._facts.preprocess
         model = self._backend.describe(self._model)
         facts: Json = {

@@ -18,6 +18,7 @@ from .codecs import CODECS
 from .columns import is_text
 from .dtypes import DType, dtype_name, fill_value, held_as, named_dtype
 from .errors import ChecksumError, FormatError, StoreError, StoreExistsError, StoreNotFoundError, why
+from .fields import ReceptiveField
 from .layout import ArraySpec, Layout
 from .place import Lock, NewFile, Place
 from .printable import printable
@@ -520,6 +521,8 @@ def _check_reductions(layout: Layout, facts: Json) -> None:
         about, what = facts["taps"][tap.name], trust.shown(tap.name)
         if about.get("masked") not in (None, True, False):
             raise FormatError(f"{what} is said to be masked by {trust.shown(about['masked'])}")
+        if "field" in about:
+            ReceptiveField.from_json(about["field"], about.get("source_shape", tap.shape))
         reduction = about.get("reduction")
         if reduction is not None:
             chain_from_json(reduction["steps"])

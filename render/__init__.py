@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .picture import Picture, draw, draw_many
     from .sheet import Sheet
     from .spec import GridSpec, MontageSpec
+    from .top import TopSpec
 
 _NAMES = {
     "Animation": ".animation",
@@ -23,6 +24,7 @@ _NAMES = {
     "Painter": ".painters",
     "Picture": ".picture",
     "Sheet": ".sheet",
+    "TopSpec": ".top",
     "animate": ".animation",
     "draw": ".picture",
     "draw_many": ".picture",
@@ -38,6 +40,7 @@ __all__ = [
     "Painter",
     "Picture",
     "Sheet",
+    "TopSpec",
     "animate",
     "draw",
     "draw_many",

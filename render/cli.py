@@ -11,6 +11,7 @@ import click
 from ..capture.errors import LayertapError
 from ..capture.machine import n_cores
 from ..capture.printable import printable
+from .cli_top import top
 from .importance import RANKINGS
 from .spec import OVER, SIGNS
 
@@ -24,6 +25,9 @@ def render() -> None:
 
     Example: layertap render grid run.zarr --rows 17 --out frog.png
     """
+
+
+render.add_command(top)
 
 
 def tile_options(

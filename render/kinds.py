@@ -42,6 +42,7 @@ KINDS = {
     "grid": "tiles:GRID",
     "montage": "tiles:MONTAGE",
     "overlay": "overlay:OVERLAY",
+    "top": "top:TOP",
 }
 
 

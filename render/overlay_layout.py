@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..capture.errors import SelectionError
 from .blocks import Block, scaled, tile_columns
 from .colormaps import BLACK, N_COLOURS, WHITE
+from .fields import shares
 from .heat import TIMES
 from .heat_maps import Heat, Seen
 from .layout import (
@@ -172,7 +173,8 @@ def overlay(
     view = View(tuple(rows), tuple(canvas.view(heat, spec.resize) for heat in heats), unfinished)
     y = page.unfinished(view, put_title(page, spec, MARGIN))
     photo_width = max(canvas.size[0], NARROWEST) if spec.original else 0
-    columns = _columns(view, heats, canvas, spec, MARGIN + (photo_width + COLUMN_GAP if photo_width else 0))
+    x = MARGIN + (photo_width + COLUMN_GAP if photo_width else 0)
+    columns = _columns(view, heats, canvas, seen, spec, x)
     right = columns[-1].x + columns[-1].width
     check_size(right, max(column.panel.size[1] for column in columns) * len(rows))
     bottom = max(page.head(c.x, y, c.width, c.block) for c in columns) + HEAD_GAP
@@ -193,7 +195,9 @@ def overlay(
     return page.sheet(right + MARGIN, page.lines(MARGIN, bottom + _FOOT_GAP, foot) + MARGIN, spec.title)
 
 
-def _columns(view: View, heats: Sequence[Heat], canvas: _Canvas, spec: OverlaySpec, x: int) -> list[_Column]:
+def _columns(
+    view: View, heats: Sequence[Heat], canvas: _Canvas, seen: Seen, spec: OverlaySpec, x: int
+) -> list[_Column]:
     columns = []
     for heat, block in zip(heats, scaled(view, spec), strict=True):
         width, n = canvas.size[0], len(heat.labels)
@@ -203,7 +207,7 @@ def _columns(view: View, heats: Sequence[Heat], canvas: _Canvas, spec: OverlaySp
         columns_of_it, tiles = tile_columns(n, spec), block.tiles[0]
         panel = Panel(x, 0, tiles, columns_of_it, canvas.factor, gap, gap_y, colormap, opacity=opacity)
         columns.append(
-            _Column(heat, _named(block, heat, len(view.rows)), x, panel, numbered, _box(heat, spec))
+            _Column(heat, _named(block, heat, len(view.rows)), x, panel, numbered, _box(heat, seen, spec))
         )
         x += columns[-1].width + COLUMN_GAP
     return columns
@@ -248,8 +252,8 @@ def _beneath(picture: NDArray[np.uint8], spec: OverlaySpec) -> NDArray[np.uint8]
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _box(heat: Heat, spec: OverlaySpec) -> Area | None:
-    """Return what is outlined: what the chosen cell sees, or the patch that asks.
+def _box(heat: Heat, seen: Seen, spec: OverlaySpec) -> Area | None:
+    """Return what is outlined: what the chosen cell sees, or else where it lies; or the patch that asks.
 
     Raises:
         SelectionError: the layer has no such cell.
@@ -264,7 +268,8 @@ def _box(heat: Heat, spec: OverlaySpec) -> Area | None:
         raise SelectionError(
             f"cell ({y}, {x}) of {heat.name} is not there; there are {height} {TIMES} {width}, counted from 0"
         )
-    return cell_of(spec.cell, heat.cells, heat.area)
+    field = shares(heat.tap, spec.cell)
+    return cell_of(spec.cell, heat.cells, heat.area) if field is None else seen.area.part(*field)
 
 
 def _tiles(
@@ -305,7 +310,8 @@ def _about(column: _Column, spec: OverlaySpec) -> list[str]:
     said.append(f"{height} {TIMES} {width} cells" if height * width > 1 else "a single cell")
     if spec.cell is not None:
         y, x = spec.cell
-        said.append(f"box: where cell ({y}, {x}) lies")
+        does = "lies" if shares(column.heat.tap, spec.cell) is None else "looks: its receptive field"
+        said.append(f"box: where cell ({y}, {x}) {does}")
     return said
 
 

@@ -132,15 +132,17 @@ def draw(
     Args:
         run: the store.
         kind: `grid` (the row's picture and a block of channels for each layer), `montage` (all channels of
-            a layer, or one channel over many rows), `overlay` (heat maps over the row's picture), or a whole
-            specification.
-        rows: an int, ints, a slice, or text such as `0,5,10:20`; None is the first captured row.
-        layers: names or patterns of taps; None is every tap for a grid, the first one for a montage.
+            a layer, or one channel over many rows), `overlay` (heat maps over the row's picture), `top` (the
+            rows that excite channels most), or a whole specification.
+        rows: an int, ints, a slice, or text such as `0,5,10:20`; None is the first captured row, for `top`
+            all of them.
+        layers: names or patterns of taps; None is every tap for a grid, the first one for a montage or `top`.
         channels: `all`, `first:9`, `top:9`, `top:9:variance`, `page:2:64`, a number or numbers; None is the
             first nine of a grid's maps, and all of a vector or a montage.
         painter: `matplotlib` or `pillow`; None is what suits the file.
         options: other fields of `GridSpec` or `MontageSpec`: `by`, `over`, `scope`, `clip`, `sign`,
-            `columns`, `colormap`, `magnification`, `numbers`, `title`, `picture`.
+            `columns`, `colormap`, `magnification`, `numbers`, `title`, `picture`; or of `TopSpec`: `k`,
+            `crop`.
 
     Raises:
         SelectionError: a layer, row, channel or class is not there; the closest are named.
