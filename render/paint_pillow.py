@@ -16,7 +16,7 @@ from ..capture.errors import DrawError
 from . import fonts
 from .colormaps import BLACK, WHITE, palette
 from .png import palette_png, rgb_png
-from .sheet import Ink, Sheet, Text
+from .sheet import Box, Ink, Sheet, Text
 
 
 class PillowPainter:
@@ -48,6 +48,8 @@ def _entries(sheet: Sheet) -> NDArray[np.uint8]:
     canvas = np.full((sheet.height, sheet.width), WHITE, np.uint8)
     for x, y, entries, _ in sheet.coloured():
         canvas[y : y + entries.shape[0], x : x + entries.shape[1]] = entries
+    for box in sheet.boxes():
+        canvas[_within(box)] = _greys(box.ink)[-1]
     for text in sheet.texts:
         place, cover = _placed(text, sheet)
         part = canvas[place]
@@ -67,11 +69,21 @@ def _rgb(sheet: Sheet) -> NDArray[np.uint8]:
     canvas = np.full((sheet.height, sheet.width, 3), 255, np.uint8)
     for x, y, pixels in sheet.pictures():
         canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    for box in sheet.boxes():
+        canvas[_within(box)] = box.ink.value
     for text in sheet.texts:
         place, cover = _placed(text, sheet)
         share = cover[..., None] / np.float32(255)
         canvas[place] = np.rint(canvas[place] * (1 - share) + np.array(text.ink.value) * share)
     return canvas
+
+
+def _within(box: Box) -> tuple[slice, slice]:
+    """Return the part of a canvas that a box covers; what lies beyond its end, a slice leaves out."""
+    return (
+        slice(max(box.y, 0), max(box.y + box.height, 0)),
+        slice(max(box.x, 0), max(box.x + box.width, 0)),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """A picture as data: what stands where, to the pixel, before anything is painted.
 
-A painter only has to put rectangles of palette entries or RGB and lines of text at the places that a sheet
-gives. Nothing is interpolated: a value is a square of `factor` by `factor` pixels. Coordinates are pixels
-from the top left; a text stands on its baseline.
+A painter only has to put rectangles of palette entries or RGB, filled rectangles and lines of text, in this
+order, at the places that a sheet gives. Nothing is interpolated: a value is a square of `factor` by `factor`
+pixels. Coordinates are pixels from the top left; a text stands on its baseline.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -21,13 +22,20 @@ FRAME = WHITE - 3  # a light grey
 
 
 class Ink(Enum):
-    """Colours of text, RGB."""
+    """Colours of text, boxes and lines, RGB."""
 
+    # Greys are the palette's own, so that one of its entries shows them.
     BLACK = (17, 17, 17)
     GREY = (102, 102, 102)
+    RULE = (204, 204, 204)
+    WHITE = (255, 255, 255)
     # A blue and a red that stay apart with any colour blindness; the words say it too.
     RIGHT = (33, 102, 172)
     WRONG = (178, 24, 43)
+    # Lightness tells these apart, the darkest for what matters most.
+    FILL_LIGHT = (209, 222, 236)
+    FILL = (125, 160, 199)
+    FILL_DARK = (33, 84, 140)
 
     @property
     def is_grey(self) -> bool:
@@ -50,6 +58,52 @@ class Text:
     align: Literal["left", "center", "right"] = "left"
     ink: Ink = Ink.BLACK
     bold: bool = False
+    over: bool = False
+    """Whether it stands on a picture, so that its edges blend into colours and not into white."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A filled rectangle of whole pixels."""
+
+    x: int
+    y: int
+    """Its top left pixel."""
+    width: int
+    height: int
+    """Pixels across and down; nothing is drawn where one is 0."""
+    ink: Ink = Ink.FILL
+
+    def boxes(self) -> Iterator[Box]:
+        """Yield itself, where there is anything to fill."""
+        if self.width > 0 and self.height > 0:
+            yield self
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of whole pixels through points, each above, below or beside the one before.
+
+    So it is a row of rectangles, which all painters fill alike; a curve is drawn as steps.
+    """
+
+    points: tuple[tuple[int, int], ...]
+    """Pixels that it goes through, (x, y)."""
+    ink: Ink = Ink.GREY
+    width: int = 1
+    """Pixels across; the pen's middle is on the points, and half a pixel to the right and below if even."""
+
+    def __post_init__(self) -> None:
+        for (x0, y0), (x1, y1) in pairwise(self.points):
+            if x0 != x1 and y0 != y1:
+                raise ValueError(f"a line goes across or down, not from {(x0, y0)} to {(x1, y1)}; draw steps")
+
+    def boxes(self) -> Iterator[Box]:
+        """Yield the rectangles that it is made of."""
+        before = (self.width - 1) // 2
+        for (x0, y0), (x1, y1) in pairwise(self.points):
+            left, top = min(x0, x1) - before, min(y0, y1) - before
+            yield Box(left, top, abs(x1 - x0) + self.width, abs(y1 - y0) + self.width, self.ink)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,12 +294,15 @@ class Sheet:
     notes: tuple[str, ...] = ()
     """What should be known about the picture, in full, where the sheet itself shortens it."""
     outlines: tuple[Outline, ...] = ()
+    shapes: tuple[Box | Line, ...] = ()
+    """What is drawn over pictures and below texts, each over those before it."""
 
     @property
     def colormap(self) -> str | None:
         """The one palette that shows all of it, or None where it takes RGB."""
         names = {part.colormap for part in self._coloured_parts()}
-        grey = all(ink.is_grey for ink in {text.ink for text in self.texts})
+        inks = {part.ink for part in (*self.texts, *self.shapes)}
+        grey = all(ink.is_grey for ink in inks) and not any(text.over for text in self.texts)
         blended = any(panel.beneath is not None for panel in self.panels)
         if self.photos or self.outlines or blended or len(names) > 1 or not grey:
             return None
@@ -274,3 +331,8 @@ class Sheet:
         for x, y, entries, colormap in self.coloured():
             yield x, y, palette(colormap).take(entries, axis=0)
         yield from self.in_rgb()
+
+    def boxes(self) -> Iterator[Box]:
+        """Yield the rectangles that all shapes are made of, in the order in which they are filled."""
+        for shape in self.shapes:
+            yield from shape.boxes()
