@@ -41,6 +41,8 @@ KINDS = {
     "grid": "tiles:GRID",
     "montage": "tiles:MONTAGE",
     "overlay": "overlay:OVERLAY",
+    "pca": "pca:PCA",
+    "statistics": "statistics:STATISTICS",
 }
 
 

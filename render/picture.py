@@ -100,8 +100,8 @@ def draw(
     Args:
         run: the store.
         kind: `grid` (the row's picture and a block of channels for each layer), `montage` (all channels of
-            a layer, or one channel over many rows), `overlay` (heat maps over the row's picture), or a whole
-            specification.
+            a layer, or one channel over many rows), `overlay` (heat maps over the row's picture), `pca`
+            (components as colours), `statistics`, or a whole specification.
         rows: an int, ints, a slice, or text such as `0,5,10:20`; None is the first captured row.
         layers: names or patterns of taps; None is every tap for a grid, the first one for a montage.
         channels: `all`, `first:9`, `top:9`, `top:9:variance`, `page:2:64`, a number or numbers; None is the
