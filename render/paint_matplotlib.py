@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, MissingPackageError
 from . import fonts
-from .sheet import Box, Ink, Sheet, Text
+from .sheet import Box, Fill, Ink, Sheet, Text
 
 try:
     import matplotlib as mpl
@@ -98,7 +98,7 @@ def _figure(sheet: Sheet) -> Figure:
     return figure
 
 
-def _filled(boxes: Iterable[Box], ink: Ink, height: int) -> PathPatch:
+def _filled(boxes: Iterable[Box], ink: Ink | Fill, height: int) -> PathPatch:
     """Return boxes of one ink as one path, which takes a fraction of the time of an artist for each."""
     corners = np.array([(b.x, height - b.y - b.height, b.x + b.width, height - b.y) for b in boxes])
     # Round each box alike, so that boxes which overlap leave no hole, and back to where it began.
@@ -110,7 +110,7 @@ def _filled(boxes: Iterable[Box], ink: Ink, height: int) -> PathPatch:
     return patch
 
 
-def _rgb(ink: Ink) -> tuple[float, float, float]:
+def _rgb(ink: Ink | Fill) -> tuple[float, float, float]:
     red, green, blue = ink.value
     return red / 255, green / 255, blue / 255
 

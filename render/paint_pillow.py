@@ -16,7 +16,7 @@ from ..capture.errors import DrawError
 from . import fonts
 from .colormaps import BLACK, WHITE, palette
 from .png import palette_png, rgb_png
-from .sheet import Box, Ink, Sheet, Text
+from .sheet import Box, Fill, Ink, Sheet, Text
 
 
 class PillowPainter:
@@ -57,8 +57,8 @@ def _entries(sheet: Sheet) -> NDArray[np.uint8]:
     return canvas
 
 
-@lru_cache(maxsize=len(Ink))
-def _greys(ink: Ink) -> NDArray[np.uint8]:
+@lru_cache(maxsize=len(Ink) + len(Fill))
+def _greys(ink: Ink | Fill) -> NDArray[np.uint8]:
     """Return the palette's grey for each coverage of white by `ink`, shape (256,)."""
     darkest = BLACK + round(ink.value[0] / 255 * (WHITE - BLACK))
     return np.rint(np.linspace(WHITE, darkest, 256)).astype(np.uint8)

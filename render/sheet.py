@@ -22,25 +22,39 @@ FRAME = WHITE - 3  # a light grey
 
 
 class Ink(Enum):
-    """Colours of text, boxes and lines, RGB."""
+    """Colours of text and of what is as dark, RGB."""
 
     # Greys are the palette's own, so that one of its entries shows them.
     BLACK = (17, 17, 17)
     GREY = (102, 102, 102)
-    RULE = (204, 204, 204)
-    WHITE = (255, 255, 255)
+    WHITE = (255, 255, 255)  # on pictures alone
     # A blue and a red that stay apart with any colour blindness; the words say it too.
     RIGHT = (33, 102, 172)
     WRONG = (178, 24, 43)
-    # Lightness tells these apart, the darkest for what matters most.
-    FILL_LIGHT = (209, 222, 236)
-    FILL = (125, 160, 199)
-    FILL_DARK = (33, 84, 140)
 
     @property
     def is_grey(self) -> bool:
         """Whether a grey of the palette can show it."""
-        return len(set(self.value)) == 1
+        return _is_grey(self.value)
+
+
+class Fill(Enum):
+    """Colours of boxes and lines that no text has, RGB; lightness tells them apart."""
+
+    PAGE = (255, 255, 255)
+    RULE = (204, 204, 204)
+    LIGHT = (209, 222, 236)
+    MIDDLE = (125, 160, 199)
+    DARK = (33, 84, 140)
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether a grey of the palette can show it."""
+        return _is_grey(self.value)
+
+
+def _is_grey(colour: tuple[int, int, int]) -> bool:
+    return len(set(colour)) == 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Box:
     width: int
     height: int
     """Pixels across and down; nothing is drawn where one is 0."""
-    ink: Ink = Ink.FILL
+    ink: Ink | Fill = Fill.MIDDLE
 
     def boxes(self) -> Iterator[Box]:
         """Yield itself, where there is anything to fill."""
@@ -89,7 +103,7 @@ class Line:
 
     points: tuple[tuple[int, int], ...]
     """Pixels that it goes through, (x, y)."""
-    ink: Ink = Ink.GREY
+    ink: Ink | Fill = Ink.GREY
     width: int = 1
     """Pixels across; the pen's middle is on the points, and half a pixel to the right and below if even."""
 
@@ -301,7 +315,7 @@ class Sheet:
     def colormap(self) -> str | None:
         """The one palette that shows all of it, or None where it takes RGB."""
         names = {part.colormap for part in self._coloured_parts()}
-        inks = {part.ink for part in (*self.texts, *self.shapes)}
+        inks: set[Ink | Fill] = {part.ink for part in (*self.texts, *self.shapes)}
         grey = all(ink.is_grey for ink in inks) and not any(text.over for text in self.texts)
         blended = any(panel.beneath is not None for panel in self.panels)
         if self.photos or self.outlines or blended or len(names) > 1 or not grey:

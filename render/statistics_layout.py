@@ -26,7 +26,7 @@ from .layout import (
     put_title,
 )
 from .lettering import shorten, text_width, wrap, wrap_name
-from .sheet import Box, Ink, Line, Sheet, Text
+from .sheet import Box, Fill, Ink, Line, Sheet, Text
 from .tally import together
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _rules(columns: Sequence[_Column], lefts: Sequence[int], top: int, bottom: i
         if column.axis is not None:
             axis = moved(column.axis, x)
             places = [axis.at(value) for value, _ in axis.ticks()]
-            found += [Line(((place, top), (place, bottom)), Ink.RULE) for place in places]
+            found += [Line(((place, top), (place, bottom)), Fill.RULE) for place in places]
     return found
 
 
@@ -264,7 +264,7 @@ def _histograms(width: int, height: int, log_counts: bool, log_values: bool) -> 
         sizes = np.log1p(counts) if log_counts else counts
         heights = np.ceil(sizes / sizes.max() * height).astype(int)
         for i, tall in enumerate(heights.tolist()):
-            page.shapes.append(Box(x + i * _BAR, y + height - tall, _BAR, tall, Ink.FILL))
+            page.shapes.append(Box(x + i * _BAR, y + height - tall, _BAR, tall, Fill.MIDDLE))
         assert one.whole.count is not None
         most = f"{_percent(counts.max() / max(int(one.whole.count[0]), 1))}"
         # On the side where the bars are lower, so that it stands on white.
@@ -282,7 +282,7 @@ def _histograms(width: int, height: int, log_counts: bool, log_values: bool) -> 
 def _nothing(page: Page, x: int, y: int) -> int:
     """Write that there is nothing to draw, clear of the light lines of an axis; return where it ends."""
     words = "no finite value"
-    page.shapes.append(Box(x - 2, y + 1, round(text_width(words, NOTE)) + 4, NOTE_LINE, Ink.WHITE))
+    page.shapes.append(Box(x - 2, y + 1, round(text_width(words, NOTE)) + 4, NOTE_LINE, Fill.PAGE))
     return page.lines(x, y, [words])
 
 
@@ -298,9 +298,9 @@ def _sparsity(width: int, height: int) -> _Column:
         bounds = np.rint(np.linspace(0, axis.width, _SHARES + 1)).astype(int).tolist()
         for count, left, right in zip(counts.tolist(), bounds, bounds[1:], strict=False):
             tall = -(-count * height // int(counts.max()))
-            page.shapes.append(Box(x + left, y + height - tall, right - left, tall, Ink.FILL))
+            page.shapes.append(Box(x + left, y + height - tall, right - left, tall, Fill.MIDDLE))
         place = moved(axis, x).at(100 * one.zero)
-        page.shapes.append(Line(((place, y), (place, y + height - 1)), Ink.FILL_DARK, 2))
+        page.shapes.append(Line(((place, y), (place, y + height - 1)), Fill.DARK, 2))
         page.texts.append(Text(x + width, y + height - 2, _percent(one.zero), NUMBER, "right"))
         return y + height + 4
 
@@ -355,9 +355,9 @@ def _ranges(facts: Sequence[Facts], width: int, height: int, log: bool) -> _Colu
             page.shapes.append(Line(((mine.at(end), middle - 4), (mine.at(end), middle + 4)), Ink.GREY))
         if one.quantiles is not None:
             least, lower, median, upper, most = (mine.at(value) for value in one.quantiles.tolist())
-            page.shapes.append(Box(least, middle - 7, most - least + 1, 15, Ink.FILL_LIGHT))
-            page.shapes.append(Box(lower, middle - 7, upper - lower + 1, 15, Ink.FILL))
-            page.shapes.append(Line(((median, middle - 9), (median, middle + 9)), Ink.FILL_DARK, 2))
+            page.shapes.append(Box(least, middle - 7, most - least + 1, 15, Fill.LIGHT))
+            page.shapes.append(Box(lower, middle - 7, upper - lower + 1, 15, Fill.MIDDLE))
+            page.shapes.append(Line(((median, middle - 9), (median, middle + 9)), Fill.DARK, 2))
         words = f"{number(one.low)} to {number(one.high)}"
         page.texts.append(Text(x + width, middle + 3, words, NUMBER, "right"))
         return y + height

@@ -16,7 +16,7 @@ from layertap.render import Picture, draw
 from layertap.render.colormaps import BLACK, WHITE, palette
 from layertap.render.painters import default_painter, painter
 from layertap.render.png import palette_png, rgb_png
-from layertap.render.sheet import Box, Ink, Line, Panel, Sheet, Text
+from layertap.render.sheet import Box, Fill, Ink, Line, Panel, Sheet, Text
 from PIL import Image
 from test_render_run import a_run
 
@@ -43,14 +43,14 @@ def pictures() -> dict[str, Picture]:
         "shapes": Picture(
             replace(draw(run, "montage", layers="conv1").sheet, shapes=shapes()), draw(run).spec
         ),
-        "grey shapes": Picture(Sheet(50, 40, shapes=shapes(Ink.GREY, Ink.RULE)), draw(run).spec),
+        "grey shapes": Picture(Sheet(50, 40, shapes=shapes(Ink.GREY, Fill.RULE)), draw(run).spec),
     }
 
 
-def shapes(*inks: Ink) -> tuple[Box | Line, ...]:
+def shapes(*inks: Ink | Fill) -> tuple[Box | Line, ...]:
     """Return boxes and lines of some inks: side by side, over each other, empty, beyond the edges."""
     found: list[Box | Line] = []
-    for i, ink in enumerate(inks or Ink):
+    for i, ink in enumerate(inks or [*Ink, *Fill]):
         found += [Box(3 * i, 7, 3, 5 + i, ink), Box(-2, -3, 9, 5 + i, ink), Box(40, 20 + i, 400, 2, ink)]
         found += [Box(5, 5, 0, 9, ink), Box(20, 30, 8, 1, ink), Box(22, 29, 3, 3, ink)]
         steps = ((4, 38), (4 + i, 38), (4 + i, 20), (20, 20), (20, 20), (20, 25), (9, 25))
@@ -72,7 +72,7 @@ def test_a_line_covers_the_pixels_on_its_way_and_no_others() -> None:
 
 def test_greys_of_ink_are_those_of_the_palette() -> None:
     greys = {tuple(colour) for colour in palette("viridis")[BLACK : WHITE + 1].tolist()}
-    assert {ink.value for ink in Ink if ink.is_grey} <= greys
+    assert {ink.value for ink in [*Ink, *Fill] if ink.is_grey} <= greys
 
 
 def test_numbers_on_a_map_are_as_dark_or_light_as_their_ink(name: str) -> None:

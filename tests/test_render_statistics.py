@@ -20,7 +20,7 @@ from layertap.render.colormaps import N_COLOURS, Mark
 from layertap.render.kinds import spec_from_json
 from layertap.render.lettering import text_width
 from layertap.render.relations import cka, clustered
-from layertap.render.sheet import Box, Ink, Line, Panel, Text
+from layertap.render.sheet import Box, Fill, Ink, Line, Panel, Text
 from layertap.render.tally import Tally, tallied
 from numpy.typing import NDArray
 
@@ -76,7 +76,7 @@ def words(sheet: Sheet) -> str:
     return " ".join(text.text for text in sheet.texts)
 
 
-def boxes_of(sheet: Sheet, ink: Ink) -> list[Box]:
+def boxes_of(sheet: Sheet, ink: Ink | Fill) -> list[Box]:
     return [shape for shape in sheet.shapes if isinstance(shape, Box) and shape.ink is ink]
 
 
@@ -181,7 +181,7 @@ def test_an_overview_says_what_is_zero_constant_and_not_finite(run: lt.Run) -> N
 def test_histograms_have_the_shares_of_the_values(run: lt.Run) -> None:
     sheet = draw(run, "statistics", what="histograms", layers="tokens").sheet
     values = taps()["tokens"].astype(np.float64)
-    bars = boxes_of(sheet, Ink.FILL)
+    bars = boxes_of(sheet, Fill.MIDDLE)
     assert len(bars) == 200
     tallest = max(bar.height for bar in bars)
     assert tallest == 96
@@ -201,7 +201,7 @@ def test_heights_are_those_of_counts_or_of_their_logarithms(runs: dict[str, lt.R
     for log in ("none", "counts"):
         run = captured(runs["plain"].path.parent / log, {"x": values}, batch_size=123)
         sheet = draw(run, "statistics", what="histograms", log=log).sheet
-        bars = boxes_of(sheet, Ink.FILL)
+        bars = boxes_of(sheet, Fill.MIDDLE)
         # 1.0 fills the bin from 1 to 1.125, an eighth of the first half of the axis: so many bars share it.
         heights[log] = bars[0].height / max(bar.height for bar in bars)
     n_first, n_last = 12.5, 1.0
@@ -212,16 +212,16 @@ def test_heights_are_those_of_counts_or_of_their_logarithms(runs: dict[str, lt.R
 def test_zeros_are_left_out_of_histograms_and_said(run: lt.Run) -> None:
     sheet = draw(run, "statistics", layers="relu").sheet
     values = taps()["relu"]
-    bars = [box for box in boxes_of(sheet, Ink.FILL) if box.x < 478]
+    bars = [box for box in boxes_of(sheet, Fill.MIDDLE) if box.x < 478]
     heights = np.array([box.height for box in bars])
     expected = np.histogram(values[values != 0], 80, (0, values.max()))[0]
     assert len(bars) == 80
     assert np.abs(heights.cumsum() / heights.sum() - expected.cumsum() / expected.sum()).max() < 0.04
     zeros = (taps()["relu"] == 0).mean((0, 2, 3))
     counts, _ = np.histogram(zeros, 20, (0, 1))
-    line = next(s for s in sheet.shapes if isinstance(s, Line) and s.ink is Ink.FILL_DARK)
+    line = next(s for s in sheet.shapes if isinstance(s, Line) and s.ink is Fill.DARK)
     at = line.points[0][0]
-    shares = [box for box in boxes_of(sheet, Ink.FILL) if 508 <= box.x < 508 + 110]
+    shares = [box for box in boxes_of(sheet, Fill.MIDDLE) if 508 <= box.x < 508 + 110]
     found = [round(box.height / 48 * counts.max()) for box in shares if box.height]
     assert found == counts[counts > 0].tolist()
     assert at - 508 == pytest.approx(109 * (taps()["relu"] == 0).mean(), abs=0.51)
@@ -234,7 +234,7 @@ def test_ranges_are_least_quantiles_and_greatest(run: lt.Run) -> None:
     values = taps()["tokens"].astype(np.float64)
     low, high = min(values.min(), 0), max(values.max(), taps()["relu"].max())
     quantiles = np.quantile(values, (0.01, 0.25, 0.5, 0.75, 0.99))
-    light, dark = boxes_of(sheet, Ink.FILL_LIGHT)[1], boxes_of(sheet, Ink.FILL)[1]
+    light, dark = boxes_of(sheet, Fill.LIGHT)[1], boxes_of(sheet, Fill.MIDDLE)[1]
     x = 18 + 190 + 30
 
     def value(pixel: float) -> float:
@@ -266,7 +266,7 @@ def test_what_bins_cannot_show_is_not_drawn(tmp_path: Path) -> None:
         values = (rng.standard_normal((9, 4, 3, 3)) * size).astype(np.float32)
         sheet = draw(captured(tmp_path / name, {"x": values}), "statistics").sheet
         assert "no histogram:" in words(sheet)
-        assert not boxes_of(sheet, Ink.FILL_LIGHT)
+        assert not boxes_of(sheet, Fill.LIGHT)
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, np.nan])
