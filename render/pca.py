@@ -22,7 +22,7 @@ from .pca_layout import Coloured, LayerColours, pca_sheet
 from .selection import can_draw, select_layers, select_rows
 from .sheet import Sheet
 from .spec import Spec
-from .view import axes_order, check_can_draw, has_class_token, read_maps, row_views, wrap
+from .view import View, axes_order, check_can_draw, has_class_token, read_maps, row_views, unfinished, wrap
 
 if TYPE_CHECKING:
     from ..capture.reader import Run, Tap
@@ -109,9 +109,8 @@ def _sheet(run: Run, spec: PcaSpec) -> Sheet:
     for name in names:
         _check(run[name])
     layers = [_layer(run, run[name], spec) for name in names]
-    n, n_rows = run.n_committed, run.n_rows
-    unfinished = "" if run.complete else f"The capture is not finished: {n:,} of {n_rows:,} rows."
-    return pca_sheet(row_views(run, spec.rows, spec.picture), layers, spec, unfinished)
+    view = View(row_views(run, spec.rows, spec.picture), (), unfinished(run))
+    return pca_sheet(view, layers, spec)
 
 
 def _check(tap: Tap) -> None:

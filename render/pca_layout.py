@@ -30,7 +30,7 @@ from .layout import (
 )
 from .lettering import wrap
 from .sheet import Ink, Photo, Sheet, Text
-from .view import RowView
+from .view import RowView, View
 
 if TYPE_CHECKING:
     from .pca import PcaSpec
@@ -77,25 +77,17 @@ class LayerColours:
     rows: tuple[Coloured, ...]
 
 
-def pca_sheet(
-    views: Sequence[RowView], layers: Sequence[LayerColours], spec: PcaSpec, unfinished: str
-) -> Sheet:
+def pca_sheet(view: View, layers: Sequence[LayerColours], spec: PcaSpec) -> Sheet:
     """Lay out each row's picture and, beside it, the components of every layer as colours.
-
-    Args:
-        views: the rows.
-        layers: the layers, each with all the rows.
-        spec: what is drawn.
-        unfinished: how far a capture is that did not end, in words.
 
     Raises:
         DrawError: the sheet would be too large.
     """
-    page = Page()
-    top = put_title(page, spec, MARGIN)
-    sizes = [photo_at(view.picture, 0, 0).size[0] for view in views if view.picture is not None]
-    known = any(view.true or view.predicted for view in views)
-    photo_width = max([NARROWEST, *sizes]) if spec.picture and (sizes or known or len(views) > 1) else 0
+    page, rows = Page(), view.rows
+    top = page.unfinished(view, put_title(page, spec, MARGIN))
+    sizes = [photo_at(row.picture, 0, 0).size[0] for row in rows if row.picture is not None]
+    known = any(row.true or row.predicted for row in rows)
+    photo_width = max([NARROWEST, *sizes]) if spec.picture and (sizes or known or len(rows) > 1) else 0
     x = MARGIN + (photo_width + COLUMN_GAP if photo_width else 0)
     places = []
     for layer in layers:
@@ -103,27 +95,26 @@ def pca_sheet(
         places.append((x, width))
         x += width + COLUMN_GAP
     tallest = max(_photo_of(row, 0, 0).size[1] for layer in layers for row in layer.rows)
-    check_size(x, tallest * len(views))
+    check_size(x, tallest * len(rows))
     y = HEAD_GAP + max(
         page.layer_head(left, top, width, layer.name, layer.type, layer.shape)
         for layer, (left, width) in zip(layers, places, strict=True)
     )
-    for i, view in enumerate(views):
+    for i, row in enumerate(rows):
         y += LINE_GAP if i else 0
         if not photo_width:
-            y = page.lines(MARGIN, y - NOTE_LINE // 2, wrap(row_about(view), x - 2 * MARGIN, NOTE)) + 2
-        ends = [put_photo(page, view, MARGIN, y, photo_width)] if photo_width else []
+            y = page.lines(MARGIN, y - NOTE_LINE // 2, wrap(row_about(row), x - 2 * MARGIN, NOTE)) + 2
+        ends = [put_photo(page, row, MARGIN, y, photo_width)] if photo_width else []
         for layer, (left, _) in zip(layers, places, strict=True):
             ends.append(_put_row(page, layer.rows[i], left, y + NUMBER_ROOM))
-            _note_broken(page, layer, view, layer.rows[i])
+            _note_broken(page, layer, row, layer.rows[i])
         y = max(ends)
     ends = [
         _put_legend(page, layer, left, y + 14, width, spec)
         for layer, (left, width) in zip(layers, places, strict=True)
     ]
     width = max(x - COLUMN_GAP - MARGIN, WIDTH_OF_WORDS)
-    said = f"{_convention(len(views))} {unfinished}"
-    bottom = page.lines(MARGIN, max(ends) + 6, wrap(said, width, NOTE))
+    bottom = page.lines(MARGIN, max(ends) + 6, wrap(_convention(len(rows)), width, NOTE))
     return page.sheet(width + 2 * MARGIN, bottom + MARGIN, spec.title)
 
 

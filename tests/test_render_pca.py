@@ -248,7 +248,7 @@ def test_an_unfinished_capture_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     assert 0 < n < N
     said = words(draw(part, "pca").sheet)
     assert f"fitted to {63 * n:,} places of {n} of 30 rows" in said
-    assert f"The capture is not finished: {n} of 30 rows." in said
+    assert f"the capture is not finished: {n} of 30 rows" in said
     with pytest.raises(DrawError, match=f"row {n} is not captured yet"):
         draw(part, "pca", rows=n)
 
