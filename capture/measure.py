@@ -319,6 +319,8 @@ class _Block:
         if self.tap.positions == ():
             return
         kept = np.flatnonzero(row.ravel() >= 0)
+        if not kept.size:  # not one value of the block is finite
+            return
         within = (row.ravel()[kept] - self.first_row).astype(np.intp)
         order = np.argsort(within, kind="stable")
         starts = np.flatnonzero(np.diff(within[order], prepend=-1))

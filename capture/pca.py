@@ -1,7 +1,6 @@
 """Principal components of a tap's channels, fitted to the first rows of a data set.
 
-Moments are merged in float64, batch by batch (Chan, Golub and LeVeque, Updating formulae and a pairwise
-algorithm for computing sample variances, 1979), so memory is that of one batch and a matrix of the channels.
+Their moments are merged batch by batch, so memory is that of one batch and a matrix of the channels.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from . import constants
 from .backend import Backend, Learned, backend_for, backend_named
 from .data import Source
 from .errors import DataError, LayertapError, PlanError
+from .moments import Moments
 from .place import Place
 from .plan import dims_of
 from .recorder import tried
@@ -29,51 +29,6 @@ from .store import Manifest, read_manifest
 from .taps import Patterns
 
 Values = NDArray[Any]
-
-
-@dataclass
-class Moments:
-    """Number, mean and scatter of vectors."""
-
-    n: int = 0
-    """How many."""
-    mean: Values = field(default_factory=lambda: np.zeros(0))
-    """Their mean, float64 (channels,)."""
-    scatter: Values = field(default_factory=lambda: np.zeros((0, 0)))
-    """Sum of the outer products of their deviations, float64 (channels, channels)."""
-
-    def add(self, vectors: Values) -> None:
-        """Merge `vectors` (n, channels); those that are not finite are left out."""
-        vectors = vectors[np.isfinite(vectors).all(1)].astype(np.float64)
-        n = len(vectors)
-        if n == 0:
-            return
-        mean = vectors.mean(0)
-        centred = vectors - mean
-        scatter = centred.T @ centred
-        if self.n == 0:
-            self.n, self.mean, self.scatter = n, mean, scatter
-            return
-        total, delta = self.n + n, mean - self.mean
-        self.scatter = self.scatter + scatter + np.outer(delta, delta) * (self.n * n / total)
-        self.mean = self.mean + delta * (n / total)
-        self.n = total
-
-    def components(self, step: Pca, what: str) -> Pca:
-        """Return `step` with the first components, each turned so that its largest entry is positive.
-
-        Raises:
-            DataError: there were no finite vectors.
-        """
-        if self.n == 0:
-            raise DataError(f"PCA of {what} finds no finite values in the first {step.rows} rows")
-        variances, vectors = np.linalg.eigh(self.scatter / self.n)
-        order = np.argsort(-variances, kind="stable")[: min(step.d, len(variances))]
-        basis = vectors[:, order].T
-        largest = np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], 1)
-        total = float(variances.clip(0).sum())
-        explained = float(variances[order].clip(0).sum()) / total if total else 1.0
-        return Pca(None, basis * np.sign(largest), self.mean, step.rows, min(1.0, explained))
 
 
 def fit_pca(
@@ -181,7 +136,7 @@ class _Fit:
         """Return the chain with its basis."""
         if self.step is None:
             return self.chain
-        step = self.known or self.moments.components(self.step, self.name)
+        step = self.known or _with_basis(self.step, self.moments, self.name)
         return Chain(tuple(step if one is self.step else one for one in self.chain.steps))
 
 
@@ -212,6 +167,20 @@ def _fits(
         if place is not None and known is not None:
             fit.known = _known(place, known, tap.name, fit.step)
     return found
+
+
+def _with_basis(step: Pca, moments: Moments, what: str) -> Pca:
+    """Return `step` with the first components of what it is fitted to.
+
+    Raises:
+        DataError: there were no finite vectors.
+    """
+    if moments.n == 0:
+        raise DataError(f"PCA of {what} finds no finite values in the first {step.rows} rows")
+    found = moments.components(step.d)
+    explained = float(found.variances.sum())
+    share = explained / found.total if found.total else 1.0
+    return Pca(None, found.basis, moments.mean, step.rows, min(1.0, share))
 
 
 def _unfitted(chain: Chain) -> Pca | None:

@@ -215,7 +215,7 @@ class RunStatistics(Mapping[str, TapStatistics]):
             n_rows += len(features)
         products = empty((n, n), np.dtype(np.float64), f"the cross-products of {n} channels", np.zeros)
         for features in self._features(names):
-            features -= total / n_rows
+            features -= total / max(n_rows, 1)
             products += features.T @ features
         spans = [slice(a, b) for a, b in pairwise(bounds.tolist())]
         norms = np.array([[np.square(products[a, b]).sum() for b in spans] for a in spans])

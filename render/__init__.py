@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from .carried import read_spec
     from .overlay import OverlaySpec
     from .painters import Painter
+    from .pca import PcaSpec
     from .picture import Picture, draw, draw_many
     from .sheet import Sheet
     from .spec import GridSpec, MontageSpec
+    from .statistics import StatisticsSpec
     from .top import TopSpec
 
 _NAMES = {
@@ -22,8 +24,10 @@ _NAMES = {
     "MontageSpec": ".spec",
     "OverlaySpec": ".overlay",
     "Painter": ".painters",
+    "PcaSpec": ".pca",
     "Picture": ".picture",
     "Sheet": ".sheet",
+    "StatisticsSpec": ".statistics",
     "TopSpec": ".top",
     "animate": ".animation",
     "draw": ".picture",
@@ -38,8 +42,10 @@ __all__ = [
     "MontageSpec",
     "OverlaySpec",
     "Painter",
+    "PcaSpec",
     "Picture",
     "Sheet",
+    "StatisticsSpec",
     "TopSpec",
     "animate",
     "draw",

@@ -30,18 +30,62 @@ def render() -> None:
 render.add_command(top)
 
 
-def tile_options(
-    out: str | None, default: bool | str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return what every kind of picture is told on the command line."""
-    given = (
-        click.argument("store"),
-        click.option("--rows", metavar="ROWS", help="Rows such as 0,5,10:20; the first if none is named."),
-        click.option("--class", "class_name", metavar="NAME", help="Rows of this class only."),
-        click.option("--wrong", is_flag=True, help="Wrong predictions only."),
-        click.option("--right", is_flag=True, help="Right predictions only."),
-        click.option("--each-class", is_flag=True, help="The first of these rows for each class."),
-        click.option("--layers", metavar="NAMES", help="Names or patterns, with commas between them."),
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+ROW_OPTIONS: tuple[Decorator, ...] = (
+    click.argument("store"),
+    click.option("--rows", metavar="ROWS", help="Rows such as 0,5,10:20; the first if none is named."),
+    click.option("--class", "class_name", metavar="NAME", help="Rows of this class only."),
+    click.option("--wrong", is_flag=True, help="Wrong predictions only."),
+    click.option("--right", is_flag=True, help="Right predictions only."),
+    click.option("--each-class", is_flag=True, help="The first of these rows for each class."),
+)
+LAYERS: Decorator = click.option(
+    "--layers", metavar="NAMES", help="Names or patterns, with commas between them."
+)
+TITLE: Decorator = click.option("--title", help="Title of the figure.")
+PAINTER: Decorator = click.option(
+    "--painter", metavar="NAME", help="matplotlib or pillow; by the file if none."
+)
+
+
+def file_options(out: str | None, default: bool | str) -> tuple[Decorator, ...]:
+    """Return what commands that draw rows are told of their files."""
+    return (
+        TITLE,
+        PAINTER,
+        click.option(
+            "--out",
+            default=out,
+            show_default=default,
+            metavar="FILE",
+            help="A .png, .svg, .pdf or .html; with {row}, {label}, {class}, {predicted} or {id}, one a row.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Draw a row anew whose file is there already."),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            help=f"Processes that draw a file a row; all processors from {_MANY} files on if not given.",
+        ),
+    )
+
+
+def with_options(*given: Decorator) -> Decorator:
+    """Return what gives a command some options, in this order."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(given):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def tile_options(out: str | None, default: bool | str) -> Decorator:
+    """Return what every kind of picture of tiles is told on the command line."""
+    return with_options(
+        *ROW_OPTIONS,
+        LAYERS,
         click.option(
             "--channels",
             metavar="WHICH",
@@ -86,29 +130,8 @@ def tile_options(
             default=None,
             help="Whether tiles are numbered, further apart if need be; where there is room if not given.",
         ),
-        click.option("--title", help="Title of the figure."),
-        click.option("--painter", metavar="NAME", help="matplotlib or pillow; by the file if none."),
-        click.option(
-            "--out",
-            default=out,
-            show_default=default,
-            metavar="FILE",
-            help="A .png, .svg, .pdf or .html; with {row}, {label}, {class}, {predicted} or {id}, one a row.",
-        ),
-        click.option("--overwrite", is_flag=True, help="Draw a row anew whose file is there already."),
-        click.option(
-            "--jobs",
-            type=click.IntRange(1),
-            help=f"Processes that draw a file a row; all processors from {_MANY} files on if not given.",
-        ),
+        *file_options(out, default),
     )
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(given):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 @render.command()
@@ -152,8 +175,10 @@ def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
     store, out, overwrite, rows = (options.pop(name) for name in ("store", "out", "overwrite", "rows"))
     jobs = options.pop("jobs")
     try:
-        options["scope"] = _scope(options["scope"])
-        options["clip"] = None if options["clip"] is None else _clip(options["clip"])
+        if "scope" in options:
+            options["scope"] = _scope(options["scope"])
+        if isinstance(options.get("clip"), str):
+            options["clip"] = _clip(options["clip"])
         run = open_run(store)
         check_options(run, kind, **options)
         chosen = select_rows(run, rows, **filters)
@@ -164,15 +189,16 @@ def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
                 raise click.ClickException(
                     f"{len(chosen)} rows do not go into one {out}: name it with {{row}}, or add --one-file"
                 )
-            _report(draw(run, kind, rows=chosen, **options).save(out), True)
+            report(draw(run, kind, rows=chosen, **options).save(out), True)
         else:
             jobs = jobs or (n_cores() if len(chosen) >= _MANY else 1)
-            draw_many(run, kind, chosen, out, overwrite=overwrite, jobs=jobs, report=_report, **options)
+            draw_many(run, kind, chosen, out, overwrite=overwrite, jobs=jobs, report=report, **options)
     except LayertapError as error:
         raise click.ClickException(printable(error)) from error
 
 
-def _report(path: Path, drawn: bool) -> None:
+def report(path: Path, drawn: bool) -> None:
+    """Print the name of a file, and whether it was there before."""
     name = printable(path)
     click.echo(name if drawn else f"kept {name} (there already; --overwrite draws it anew)")
 
@@ -187,4 +213,4 @@ def _scope(text: str) -> str | tuple[str, ...]:
     return tuple(text.split(":")) if ":" in text else text
 
 
-from . import cli_again, cli_animation, cli_overlay  # noqa: E402, F401  adds their commands
+from . import cli_again, cli_animation, cli_figures, cli_overlay  # noqa: E402, F401  add their commands

@@ -43,6 +43,8 @@ KINDS = {
     "montage": "tiles:MONTAGE",
     "overlay": "overlay:OVERLAY",
     "top": "top:TOP",
+    "pca": "pca:PCA",
+    "statistics": "statistics:STATISTICS",
 }
 
 

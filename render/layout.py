@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..capture.errors import DrawError
 from .blocks import Block, Remark, listing, number, scaled, tile_columns, tile_factor
 from .lettering import shorten, text_width, wrap, wrap_even, wrap_name
-from .sheet import Bar, Ink, Outline, Panel, Photo, Sheet, Text
+from .sheet import Bar, Box, Ink, Line, Outline, Panel, Photo, Sheet, Text
 from .spec import GridSpec, MontageSpec, Spec, TilesSpec
 from .view import RowView, View
 
@@ -58,6 +58,7 @@ class Page:
         self.notes: list[str] = []
         self.outlines: list[Outline] = []
         self.least_width = 0.0  # of what stands above all else
+        self.shapes: list[Box | Line] = []
 
     def sheet(self, width: int, height: int, title: str | None) -> Sheet:
         """Return the sheet, wide enough for its title."""
@@ -71,6 +72,7 @@ class Page:
             tuple(self.texts),
             tuple(self.notes),
             outlines=tuple(self.outlines),
+            shapes=tuple(self.shapes),
         )
 
     def lines(self, x: int, y: int, lines: list[str], ink: Ink = Ink.GREY) -> int:
@@ -90,10 +92,14 @@ class Page:
 
     def head(self, x: int, y: int, width: int, block: Block) -> int:
         """Write a layer's name, type and shape; return where they end."""
-        for line in wrap_name(block.layer.name, width, NAME):
+        return self.layer_head(x, y, width, block.layer.name, block.layer.type, block.layer.shape)
+
+    def layer_head(self, x: int, y: int, width: int, name: str, type: str, shape: tuple[int, ...]) -> int:
+        """Write a layer's name, type and shape; return where they end."""
+        for line in wrap_name(name, width, NAME):
             self.texts.append(Text(x, y + 12, line, NAME, bold=True))
             y += NAME_LINE
-        return self.lines(x, y, _about(block, width))
+        return self.lines(x, y, _about(type, shape, width))
 
     def bar(self, x: int, y: int, width: int, block: Block, row: int) -> int:
         """Draw the bar of a row of `block`, or say why there is none; return where it ends."""
@@ -460,13 +466,13 @@ def row_about(row: RowView) -> str:
     return " · ".join(fact for fact in (f"row {row.row}", name, true, predicted) if fact)
 
 
-def _about(block: Block, width: float) -> list[str]:
+def _about(type: str, shape: tuple[int, ...], width: float) -> list[str]:
     """Return a layer's type and shape, on one line or two; a shape is never cut, as it would read wrongly."""
-    shape = " \N{MULTIPLICATION SIGN} ".join(map(str, block.layer.shape))
-    both = " · ".join(part for part in (block.layer.type, shape) if part)
+    size = " \N{MULTIPLICATION SIGN} ".join(map(str, shape))
+    both = " · ".join(part for part in (type, size) if part)
     if text_width(both, NOTE) <= width:
         return [both]
-    return [shorten(block.layer.type, width, NOTE), *wrap(shape, width, NOTE)]
+    return [shorten(type, width, NOTE), *wrap(size, width, NOTE)]
 
 
 def _remark(remark: Remark, width: float) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from ..capture.errors import DrawError, MissingPackageError
 from . import bidi, carried, fonts
 from .png import rgb_png, with_text
-from .sheet import Sheet, Text
+from .sheet import Box, Fill, Ink, Sheet, Text
 from .webfonts import family_name, web_fonts
 
 try:
@@ -28,6 +30,8 @@ try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
     from matplotlib.transforms import IdentityTransform
 except ImportError as error:
     raise MissingPackageError(
@@ -95,9 +99,28 @@ def _figure(sheet: Sheet) -> Figure:
     for x, y, pixels in sheet.pictures():
         image = figure.figimage(pixels, x, sheet.height - y - pixels.shape[0], origin="upper")
         image.set_interpolation("nearest")
+    for ink, boxes in groupby(sheet.boxes(), lambda box: box.ink):
+        figure.add_artist(_filled(boxes, ink, sheet.height))
     for text in sheet.texts:
         _write(figure, text, sheet.height)
     return figure
+
+
+def _filled(boxes: Iterable[Box], ink: Ink | Fill, height: int) -> PathPatch:
+    """Return boxes of one ink as one path, which takes a fraction of the time of an artist for each."""
+    corners = np.array([(b.x, height - b.y - b.height, b.x + b.width, height - b.y) for b in boxes])
+    # Round each box alike, so that boxes which overlap leave no hole, and back to where it began.
+    vertices = corners[:, [0, 1, 2, 1, 2, 3, 0, 3, 0, 1]].reshape(-1, 2)
+    codes = np.tile([Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY], len(corners))
+    patch = PathPatch(Path(vertices, codes), facecolor=_rgb(ink), linewidth=0, edgecolor="none")
+    patch.set_transform(IdentityTransform())
+    patch.set_antialiased(False)
+    return patch
+
+
+def _rgb(ink: Ink | Fill) -> tuple[float, float, float]:
+    red, green, blue = ink.value
+    return red / 255, green / 255, blue / 255
 
 
 def _write(figure: Figure, text: Text, height: int) -> None:
@@ -107,7 +130,7 @@ def _write(figure: Figure, text: Text, height: int) -> None:
         _as_set(text),
         transform=IdentityTransform(),
         fontproperties=_font(text),
-        color=tuple(level / 255 for level in text.ink.value),
+        color=_rgb(text.ink),
         horizontalalignment=text.align,
         verticalalignment="baseline",
         parse_math=False,

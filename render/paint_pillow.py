@@ -18,7 +18,7 @@ from ..capture.errors import DrawError
 from . import bidi, carried, fonts
 from .colormaps import BLACK, WHITE, palette
 from .png import palette_png, rgb_png, with_text
-from .sheet import Ink, Sheet, Text
+from .sheet import Box, Fill, Ink, Sheet, Text
 
 
 class PillowPainter:
@@ -54,6 +54,8 @@ def entries(sheet: Sheet) -> NDArray[np.uint8]:
     canvas = np.full((sheet.height, sheet.width), WHITE, np.uint8)
     for x, y, part, _ in sheet.coloured():
         canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
+    for box in sheet.boxes():
+        canvas[_within(box)] = _greys(box.ink)[-1]
     for text in sheet.texts:
         place, cover = _placed(text, sheet)
         under = canvas[place]
@@ -61,8 +63,8 @@ def entries(sheet: Sheet) -> NDArray[np.uint8]:
     return canvas
 
 
-@lru_cache(maxsize=len(Ink))
-def _greys(ink: Ink) -> NDArray[np.uint8]:
+@lru_cache(maxsize=len(Ink) + len(Fill))
+def _greys(ink: Ink | Fill) -> NDArray[np.uint8]:
     """Return the palette's grey for each coverage of white by `ink`, shape (256,)."""
     darkest = BLACK + round(ink.value[0] / 255 * (WHITE - BLACK))
     return np.rint(np.linspace(WHITE, darkest, 256)).astype(np.uint8)
@@ -73,11 +75,21 @@ def _rgb(sheet: Sheet) -> NDArray[np.uint8]:
     canvas = np.full((sheet.height, sheet.width, 3), 255, np.uint8)
     for x, y, pixels in sheet.pictures():
         canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    for box in sheet.boxes():
+        canvas[_within(box)] = box.ink.value
     for text in sheet.texts:
         place, cover = _placed(text, sheet)
         share = cover[..., None] / np.float32(255)
         canvas[place] = np.rint(canvas[place] * (1 - share) + np.array(text.ink.value) * share)
     return canvas
+
+
+def _within(box: Box) -> tuple[slice, slice]:
+    """Return the part of a canvas that a box covers; what lies beyond its end, a slice leaves out."""
+    return (
+        slice(max(box.y, 0), max(box.y + box.height, 0)),
+        slice(max(box.x, 0), max(box.x + box.width, 0)),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,7 +133,8 @@ def draw(
         run: the store.
         kind: `grid` (the row's picture and a block of channels for each layer), `montage` (all channels of
             a layer, or one channel over many rows), `overlay` (heat maps over the row's picture), `top` (the
-            rows that excite channels most), or a whole specification.
+            rows that excite channels most), `pca`
+            (components as colours), `statistics`, or a whole specification.
         rows: an int, ints, a slice, or text such as `0,5,10:20`; None is the first captured row, for `top`
             all of them.
         layers: names or patterns of taps; None is every tap for a grid, the first one for a montage or `top`.

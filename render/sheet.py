@@ -1,8 +1,8 @@
 """A picture as data: what stands where, to the pixel, before anything is painted.
 
-A painter only has to put rectangles of palette entries or RGB and lines of text at the places that a sheet
-gives. Nothing is interpolated: a value is a square of `factor` by `factor` pixels. Coordinates are pixels
-from the top left; a text stands on its baseline.
+A painter only has to put rectangles of palette entries or RGB, filled rectangles and lines of text, in this
+order, at the places that a sheet gives. Nothing is interpolated: a value is a square of `factor` by `factor`
+pixels. Coordinates are pixels from the top left; a text stands on its baseline.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +22,12 @@ FRAME = WHITE - 3  # a light grey
 
 
 class Ink(Enum):
-    """Colours of text, RGB."""
+    """Colours of text and of what is as dark, RGB."""
 
+    # Greys are the palette's own, so that one of its entries shows them.
     BLACK = (17, 17, 17)
     GREY = (102, 102, 102)
+    WHITE = (255, 255, 255)  # on pictures alone
     # A blue and a red that stay apart with any colour blindness; the words say it too.
     RIGHT = (33, 102, 172)
     WRONG = (178, 24, 43)
@@ -32,7 +35,26 @@ class Ink(Enum):
     @property
     def is_grey(self) -> bool:
         """Whether a grey of the palette can show it."""
-        return len(set(self.value)) == 1
+        return _is_grey(self.value)
+
+
+class Fill(Enum):
+    """Colours of boxes and lines that no text has, RGB; lightness tells them apart."""
+
+    PAGE = (255, 255, 255)
+    RULE = (204, 204, 204)
+    LIGHT = (209, 222, 236)
+    MIDDLE = (125, 160, 199)
+    DARK = (33, 84, 140)
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether a grey of the palette can show it."""
+        return _is_grey(self.value)
+
+
+def _is_grey(colour: tuple[int, int, int]) -> bool:
+    return len(set(colour)) == 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,52 @@ class Text:
     align: Literal["left", "center", "right"] = "left"
     ink: Ink = Ink.BLACK
     bold: bool = False
+    over: bool = False
+    """Whether it stands on a picture, so that its edges blend into colours and not into white."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A filled rectangle of whole pixels."""
+
+    x: int
+    y: int
+    """Its top left pixel."""
+    width: int
+    height: int
+    """Pixels across and down; nothing is drawn where one is 0."""
+    ink: Ink | Fill = Fill.MIDDLE
+
+    def boxes(self) -> Iterator[Box]:
+        """Yield itself, where there is anything to fill."""
+        if self.width > 0 and self.height > 0:
+            yield self
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of whole pixels through points, each above, below or beside the one before.
+
+    So it is a row of rectangles, which all painters fill alike; a curve is drawn as steps.
+    """
+
+    points: tuple[tuple[int, int], ...]
+    """Pixels that it goes through, (x, y)."""
+    ink: Ink | Fill = Ink.GREY
+    width: int = 1
+    """Pixels across; the pen's middle is on the points, and half a pixel to the right and below if even."""
+
+    def __post_init__(self) -> None:
+        for (x0, y0), (x1, y1) in pairwise(self.points):
+            if x0 != x1 and y0 != y1:
+                raise ValueError(f"a line goes across or down, not from {(x0, y0)} to {(x1, y1)}; draw steps")
+
+    def boxes(self) -> Iterator[Box]:
+        """Yield the rectangles that it is made of."""
+        before = (self.width - 1) // 2
+        for (x0, y0), (x1, y1) in pairwise(self.points):
+            left, top = min(x0, x1) - before, min(y0, y1) - before
+            yield Box(left, top, abs(x1 - x0) + self.width, abs(y1 - y0) + self.width, self.ink)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +308,8 @@ class Sheet:
     notes: tuple[str, ...] = ()
     """What should be known about the picture, in full, where the sheet itself shortens it."""
     outlines: tuple[Outline, ...] = ()
+    shapes: tuple[Box | Line, ...] = ()
+    """What is drawn over pictures and below texts, each over those before it."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     """What it was drawn from, as `Spec.to_json` gives it, for files to carry; empty where that is unknown."""
 
@@ -247,7 +317,8 @@ class Sheet:
     def colormap(self) -> str | None:
         """The one palette that shows all of it, or None where it takes RGB."""
         names = {part.colormap for part in self._coloured_parts()}
-        grey = all(ink.is_grey for ink in {text.ink for text in self.texts})
+        inks: set[Ink | Fill] = {part.ink for part in (*self.texts, *self.shapes)}
+        grey = all(ink.is_grey for ink in inks) and not any(text.over for text in self.texts)
         blended = any(panel.beneath is not None for panel in self.panels)
         if self.photos or self.outlines or blended or len(names) > 1 or not grey:
             return None
@@ -280,8 +351,7 @@ class Sheet:
     def moved(self, x: int, y: int) -> Sheet:
         """Return the same parts further right and down, on a sheet that is so much larger."""
         parts: dict[str, Any] = {
-            name: tuple(replace(part, x=part.x + x, y=part.y + y) for part in there)
-            for name, there in self._parts().items()
+            name: tuple(_moved(part, x, y) for part in there) for name, there in self._parts().items()
         }
         return replace(self, width=self.width + x, height=self.height + y, **parts)
 
@@ -300,3 +370,14 @@ class Sheet:
             for field in fields(self)
             if field.name not in ("width", "height", "notes", "spec")
         }
+
+    def boxes(self) -> Iterator[Box]:
+        """Yield the rectangles that all shapes are made of, in the order in which they are filled."""
+        for shape in self.shapes:
+            yield from shape.boxes()
+
+
+def _moved(part: Any, x: int, y: int) -> Any:
+    if isinstance(part, Line):
+        return replace(part, points=tuple((left + x, top + y) for left, top in part.points))
+    return replace(part, x=part.x + x, y=part.y + y)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from layertap.__main__ import main
-from layertap.capture.pca import Moments
+from layertap.capture.moments import Moments
 from layertap.capture.recorder import Recorder
 from layertap.capture.reduce import Pca, as_chain
 from layertap.capture.reduce_arrays import apply

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from layertap.capture.errors import DrawError, MissingPackageError
 from layertap.render import Picture, draw
-from layertap.render.colormaps import palette
+from layertap.render.colormaps import BLACK, WHITE, palette
 from layertap.render.painters import default_painter, painter
 from layertap.render.png import palette_png, rgb_png
-from layertap.render.sheet import Ink, Sheet, Text
+from layertap.render.sheet import Box, Fill, Ink, Line, Panel, Sheet, Text
 from PIL import Image
 from test_render_run import a_run
 
@@ -40,16 +40,63 @@ def pictures() -> dict[str, Picture]:
         "montage": draw(run, "montage", layers="conv1"),
         "signed": draw(run, "montage", layers="layer1.0", rows="0:4", channels=3),
         "empty": Picture(Sheet(7, 5), draw(run).spec),
+        "shapes": Picture(
+            replace(draw(run, "montage", layers="conv1").sheet, shapes=shapes()), draw(run).spec
+        ),
+        "grey shapes": Picture(Sheet(50, 40, shapes=shapes(Ink.GREY, Fill.RULE)), draw(run).spec),
     }
 
 
-@pytest.mark.parametrize("kind", ["grid", "rows", "given", "clipped", "montage", "signed", "empty"])
+def shapes(*inks: Ink | Fill) -> tuple[Box | Line, ...]:
+    """Return boxes and lines of some inks: side by side, over each other, empty, beyond the edges."""
+    found: list[Box | Line] = []
+    for i, ink in enumerate(inks or [*Ink, *Fill]):
+        found += [Box(3 * i, 7, 3, 5 + i, ink), Box(-2, -3, 9, 5 + i, ink), Box(40, 20 + i, 400, 2, ink)]
+        found += [Box(5, 5, 0, 9, ink), Box(20, 30, 8, 1, ink), Box(22, 29, 3, 3, ink)]
+        steps = ((4, 38), (4 + i, 38), (4 + i, 20), (20, 20), (20, 20), (20, 25), (9, 25))
+        found += [Line(steps, ink), Line(((30, 3), (30, 33), (-9, 33)), ink, width=1 + i % 4)]
+    return tuple(found)
+
+
+def test_a_line_covers_the_pixels_on_its_way_and_no_others() -> None:
+    sheet = Sheet(12, 9, shapes=(Line(((2, 1), (2, 6), (9, 6)), Ink.BLACK), Line(((10, 4),)), Line(())))
+    dark = (painter("pillow").array(sheet) < 255).all(axis=2)
+    assert {(x, y) for y, x in np.argwhere(dark).tolist()} == {(2, y) for y in range(1, 7)} | {
+        (x, 6) for x in range(2, 10)
+    }
+    assert list(Line(((3, 3), (6, 3)), Ink.GREY, 3).boxes()) == [Box(2, 2, 6, 3, Ink.GREY)]
+    assert list(Line(((3, 3), (6, 3)), Ink.GREY, 2).boxes()) == [Box(3, 3, 5, 2, Ink.GREY)]
+    with pytest.raises(ValueError, match="draw steps"):
+        Line(((0, 0), (1, 1)))
+
+
+def test_greys_of_ink_are_those_of_the_palette() -> None:
+    greys = {tuple(colour) for colour in palette("viridis")[BLACK : WHITE + 1].tolist()}
+    assert {ink.value for ink in [*Ink, *Fill] if ink.is_grey} <= greys
+
+
+def test_numbers_on_a_map_are_as_dark_or_light_as_their_ink(name: str) -> None:
+    panel = Panel(1, 1, np.array([[[0, 230]]], np.uint8), 1, 40, 2, 2, "viridis")
+    texts = (Text(4, 35, "M", 40, ink=Ink.WHITE, over=True), Text(44, 35, "M", 40, over=True))
+    array = painter(name).array(Sheet(82, 42, (panel,), texts=texts))
+    assert (array[:, :41] == 255).all(axis=2).sum() > 100
+    assert (array[:, 41:] == Ink.BLACK.value[0]).all(axis=2).sum() > 100
+    assert (array[2, 2], array[2, 60])[0].tolist() == palette("viridis")[0].tolist()
+    assert array[2, 79].tolist() == palette("viridis")[230].tolist()
+
+
+KINDS = ["grid", "rows", "given", "clipped", "montage", "signed", "empty", "shapes", "grey shapes"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_images_are_where_the_sheet_says_pixel_by_pixel(name: str, kind: str) -> None:
     sheet = pictures()[kind].sheet
-    got = painter(name).array(Sheet(sheet.width, sheet.height, sheet.panels, sheet.photos, sheet.bars))
+    got = painter(name).array(replace(sheet, texts=()))
     expected = np.full((sheet.height, sheet.width, 3), 255, np.uint8)
     for x, y, pixels in sheet.pictures():
         expected[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    for box in sheet.boxes():
+        expected[max(box.y, 0) : box.y + box.height, max(box.x, 0) : box.x + box.width] = box.ink.value
     assert got.dtype == np.uint8
     assert (got == expected).all()
 
@@ -112,7 +159,13 @@ def test_an_unknown_format_is_refused(name: str) -> None:
 
 
 def test_a_sheet_of_one_palette_is_a_palette_png() -> None:
-    for kind, mode in (("montage", "P"), ("signed", "P"), ("grid", "RGB"), ("given", "RGB")):
+    for kind, mode in (
+        ("montage", "P"),
+        ("signed", "P"),
+        ("grid", "RGB"),
+        ("given", "RGB"),
+        ("grey shapes", "P"),
+    ):
         image = Image.open(io.BytesIO(painter("pillow").encode(pictures()[kind].sheet, "png")))
         assert image.mode == mode
         assert image.format == "PNG"

@@ -18,7 +18,7 @@ from layertap.render.colormaps import (
 )
 from layertap.render.importance import MEASURES, importance, rank
 from layertap.render.scale import Scale, TileFacts, entries, fit
-from layertap.render.sheet import Ink
+from layertap.render.sheet import Fill, Ink
 from numpy.typing import NDArray
 from test_render_run import Values, maps_run
 
@@ -291,10 +291,17 @@ def test_values_a_tenth_of_the_scale_apart_look_different_to_everybody(name: str
 
 
 @pytest.mark.parametrize("sight", SIGHT)
+def test_boxes_over_each_other_and_their_numbers_differ_to_everybody(sight: str) -> None:
+    fills = [Fill.PAGE, Fill.LIGHT, Fill.MIDDLE, Fill.DARK]
+    colours = seen(np.array([fill.value for fill in fills], float), sight)
+    assert (apart(colours, colours) + 999 * np.eye(4)).min() > 8
+
+
+@pytest.mark.parametrize("sight", SIGHT)
 def test_inks_are_readable_on_the_page_and_differ_to_everybody(sight: str) -> None:
-    inks = np.array([ink.value for ink in Ink], float)
+    inks = np.array([ink.value for ink in Ink if ink is not Ink.WHITE], float)
     colours, page = seen(inks, sight), seen(np.array([[255.0, 255, 255]]), sight)
-    assert (apart(colours, colours) + 999 * np.eye(len(Ink))).min() > 15
+    assert (apart(colours, colours) + 999 * np.eye(len(inks))).min() > 15
     assert apart(colours, page).min() > 40
     # What the Web Content Accessibility Guidelines ask of small text: a contrast of 4.5.
     luminance = ((lightness(inks) + 16) / 116) ** 3

@@ -131,6 +131,16 @@ def check_pooled_and_top(run: lt.Run, name: str, plain: Values) -> None:
         assert tuple(its.top_positions[channel, rank]) == expected
 
 
+def test_a_tap_without_a_finite_value_has_statistics(tmp_path):
+    values = np.full((N, 3, 2, 2), np.nan, np.float32)
+    values[0, 1] = np.inf
+    run = capture(tmp_path / "run.zarr", {"maps": values})
+    check_against_numpy(run, "maps", values)
+    assert (run.stats["maps"].top_rows == -1).all()
+    with np.errstate(all="raise"):
+        assert np.isnan(run.stats.cka(["maps"])).all()
+
+
 def adversarial(shape: tuple[int, ...], dtype: Any) -> Values:
     """Values with zeros of both signs, ties, a dead channel, and what is not finite where there is such."""
     rng = np.random.default_rng(len(shape))
