@@ -6,24 +6,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .classes import ClassesSpec, OutcomesSpec
+    from .layers import LayersSpec
     from .overlay import OverlaySpec
     from .painters import Painter
     from .picture import Picture, draw, draw_many
     from .sheet import Sheet
     from .spec import GridSpec, MontageSpec
+    from .stores import StoresSpec
 
 _NAMES = {
+    "ClassesSpec": ".classes",
     "GridSpec": ".spec",
+    "LayersSpec": ".layers",
     "MontageSpec": ".spec",
+    "OutcomesSpec": ".classes",
     "OverlaySpec": ".overlay",
     "Painter": ".painters",
     "Picture": ".picture",
     "Sheet": ".sheet",
+    "StoresSpec": ".stores",
     "draw": ".picture",
     "draw_many": ".picture",
 }
 
-__all__ = ["GridSpec", "MontageSpec", "OverlaySpec", "Painter", "Picture", "Sheet", "draw", "draw_many"]
+__all__ = [
+    "ClassesSpec",
+    "GridSpec",
+    "LayersSpec",
+    "MontageSpec",
+    "OutcomesSpec",
+    "OverlaySpec",
+    "Painter",
+    "Picture",
+    "Sheet",
+    "StoresSpec",
+    "draw",
+    "draw_many",
+]
 
 
 def __getattr__(name: str) -> Any:

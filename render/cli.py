@@ -27,7 +27,7 @@ def render() -> None:
 
 
 def tile_options(
-    out: str | None, default: bool | str
+    out: str | None, default: bool | str, *, scope: str = "layer"
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return what every kind of picture is told on the command line."""
     given = (
@@ -57,7 +57,7 @@ def tile_options(
         ),
         click.option(
             "--scope",
-            default="layer",
+            default=scope,
             show_default=True,
             metavar="SCOPE",
             help="What shares a scale: layer, figure, row, channel, data (a layer, all rows), or -1:1.",
@@ -134,8 +134,8 @@ def montage(**options: Any) -> None:
     draw_kind("montage", "{" not in options["out"], options)
 
 
-def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
-    """Draw a kind of picture as its command was told."""
+def draw_kind(kind: str, one_file: bool, options: dict[str, Any], *, every: bool = False) -> None:
+    """Draw a kind of picture as its command was told; without rows the first, or `every` one."""
     from ..capture.reader import open_run
     from .picture import check_options, draw, draw_many
     from .selection import select_rows
@@ -153,7 +153,7 @@ def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
         run = open_run(store)
         check_options(run, kind, **options)
         chosen = select_rows(run, rows, **filters)
-        if rows is None and not any(filters.values()):
+        if rows is None and not every and not any(filters.values()):
             chosen = chosen[:1]
         if one_file or "{" not in out:
             if len(chosen) > 1 and not one_file:
@@ -183,4 +183,4 @@ def _scope(text: str) -> str | tuple[str, ...]:
     return tuple(text.split(":")) if ":" in text else text
 
 
-from . import cli_overlay  # noqa: E402, F401  adds its command
+from . import cli_compare, cli_overlay  # noqa: E402, F401  add their commands

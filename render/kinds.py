@@ -38,9 +38,13 @@ class Kind:
 
 #: Where each kind is made; a module is imported when its kind is first drawn.
 KINDS = {
+    "classes": "classes:CLASSES",
     "grid": "tiles:GRID",
+    "layers": "layers:LAYERS",
     "montage": "tiles:MONTAGE",
+    "outcomes": "classes:OUTCOMES",
     "overlay": "overlay:OVERLAY",
+    "stores": "stores:STORES",
 }
 
 
