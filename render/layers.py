@@ -31,8 +31,9 @@ from .layout import (
     panel_of,
     put_photo,
     put_title,
+    range_of,
 )
-from .lettering import wrap
+from .lettering import wrap, wrap_even
 from .means import keep_top, mean_maps
 from .selection import ChannelChoice, select_layers, select_rows
 from .sheet import Ink, Panel, Sheet, Text
@@ -313,7 +314,8 @@ def _left(page: Page, side: RowView, columns: Sequence[_Column], y: int, *, shar
         return y
     given = columns[0].block.scale.given
     y = page.lines(MARGIN, y + 10, ["the scale was given" if given else "one scale for all layers"]) + 3
-    return page.bar(MARGIN, y, min(_LABELS, LONGEST_BAR), columns[0].block, 0)
+    y = page.bar(MARGIN, y, min(_LABELS, LONGEST_BAR), columns[0].block, 0)
+    return page.lines(MARGIN, y, list(wrap_even(range_of(columns[0].block), _LABELS, NOTE)))
 
 
 def _measures(page: Page, line: Sequence[_Column], every: Sequence[_Column], x: int, y: int) -> int:

@@ -336,6 +336,8 @@ def test_what_lies_beyond_a_percentile_is_marked() -> None:
     assert (sheet.panels[2].tiles == Mark.OVER).any()
     assert (sheet.panels[2].tiles == Mark.UNDER).any()
     assert sum("percentile" in text for text in words(sheet)) >= 2
+    shared = draw(a_run(40), "layers", rows=2, clip=90).sheet
+    assert any("percentile 90" in text for text in words(shared))
 
 
 def test_classes_of_few_rows_are_marked() -> None:
