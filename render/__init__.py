@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .animation import Animation, AnimationSpec, animate
     from .carried import read_spec
+    from .classes import ClassesSpec, OutcomesSpec
+    from .layers import LayersSpec
     from .overlay import OverlaySpec
     from .painters import Painter
     from .pca import PcaSpec
@@ -15,19 +17,24 @@ if TYPE_CHECKING:
     from .sheet import Sheet
     from .spec import GridSpec, MontageSpec
     from .statistics import StatisticsSpec
+    from .stores import StoresSpec
     from .top import TopSpec
 
 _NAMES = {
     "Animation": ".animation",
     "AnimationSpec": ".animation",
+    "ClassesSpec": ".classes",
     "GridSpec": ".spec",
+    "LayersSpec": ".layers",
     "MontageSpec": ".spec",
+    "OutcomesSpec": ".classes",
     "OverlaySpec": ".overlay",
     "Painter": ".painters",
     "PcaSpec": ".pca",
     "Picture": ".picture",
     "Sheet": ".sheet",
     "StatisticsSpec": ".statistics",
+    "StoresSpec": ".stores",
     "TopSpec": ".top",
     "animate": ".animation",
     "draw": ".picture",
@@ -38,14 +45,18 @@ _NAMES = {
 __all__ = [
     "Animation",
     "AnimationSpec",
+    "ClassesSpec",
     "GridSpec",
+    "LayersSpec",
     "MontageSpec",
+    "OutcomesSpec",
     "OverlaySpec",
     "Painter",
     "PcaSpec",
     "Picture",
     "Sheet",
     "StatisticsSpec",
+    "StoresSpec",
     "TopSpec",
     "animate",
     "draw",

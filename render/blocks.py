@@ -30,7 +30,7 @@ class Remark:
     mark: Mark
     words: str
     """`NaN in`, `all zero:`, `37 over 0.5 in` and so on."""
-    tiles: tuple[int, ...]
+    tiles: tuple[int | str, ...]
     """Channels with the mark; rows, where many rows of one channel are drawn."""
     unit: str
     """What a tile is: channel, feature, row and so on."""
@@ -59,11 +59,16 @@ class Block:
 
 def scaled(view: View, spec: TilesSpec) -> tuple[Block, ...]:
     """Return a block for each layer of `view`, on the scale that `spec` asks for."""
-    facts = [TileFacts.of(*_cells(layer)) for layer in view.layers]
-    scales = _scales(view.layers, facts, spec)
+    return blocks_of([(layer, view.rows) for layer in view.layers], spec)
+
+
+def blocks_of(layers: Sequence[tuple[LayerView, Sequence[RowView]]], spec: TilesSpec) -> tuple[Block, ...]:
+    """Return a block for each layer, with what its maps are of, on the scale that `spec` asks for."""
+    facts = [TileFacts.of(*_cells(layer)) for layer, _ in layers]
+    scales = _scales([layer for layer, _ in layers], facts, spec)
     return tuple(
-        _block(layer, fact, scale, view.rows)
-        for layer, fact, scale in zip(view.layers, facts, scales, strict=True)
+        _block(layer, fact, scale, rows)
+        for (layer, rows), fact, scale in zip(layers, facts, scales, strict=True)
     )
 
 
@@ -144,7 +149,7 @@ def _block(layer: LayerView, facts: TileFacts, scale: Scale, rows: Sequence[RowV
         for i, (view, line) in enumerate(zip(rows, mark.there, strict=True)):
             channels = [str(c) for c, is_hit in zip(layer.channels, line, strict=True) if is_hit]
             if channels:
-                notes.append(f"{layer.name}, row {view.row}: {mark.said(i)} {', '.join(channels)}")
+                notes.append(f"{layer.name}, {view.label}: {mark.said(i)} {', '.join(channels)}")
     return Block(layer, tiles, scale, tuple(remarks), (*notes, *_limits(layer, scale, rows)))
 
 
@@ -169,7 +174,7 @@ def _limits(layer: LayerView, scale: Scale, rows: Sequence[RowView]) -> Iterator
     if scale.low.ndim != 2:
         return
     by_row = scale.low.shape[1] == 1
-    names = [f"row {view.row}" for view in rows] if by_row else [f"{layer.unit} {c}" for c in layer.channels]
+    names = [view.label for view in rows] if by_row else [f"{layer.unit} {c}" for c in layer.channels]
     for name, low, high in zip(names, scale.low.flat, scale.high.flat, strict=True):
         said = f"from {number(low)} to {number(high)}" if np.isfinite(high) else "no finite value"
         yield f"{layer.name}, {name}: {said}"
@@ -245,7 +250,7 @@ def number(value: float) -> str:
     return "0" if mantissa == "-0" else mantissa
 
 
-def listing(tiles: Sequence[int], unit: str, fits: Callable[[str], bool]) -> str:
+def listing(tiles: Sequence[int | str], unit: str, fits: Callable[[str], bool]) -> str:
     """Return the numbers of `tiles`: `3, 7` or `rows 3, 7`; where these do not fit, how many there are.
 
     That is `40 channels (3, 7, …)`, with as many numbers as fit, or `40 channels`.

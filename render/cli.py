@@ -81,7 +81,7 @@ def with_options(*given: Decorator) -> Decorator:
     return decorate
 
 
-def tile_options(out: str | None, default: bool | str) -> Decorator:
+def tile_options(out: str | None, default: bool | str, *, scope: str = "layer") -> Decorator:
     """Return what every kind of picture of tiles is told on the command line."""
     return with_options(
         *ROW_OPTIONS,
@@ -105,7 +105,7 @@ def tile_options(out: str | None, default: bool | str) -> Decorator:
         ),
         click.option(
             "--scope",
-            default="layer",
+            default=scope,
             show_default=True,
             metavar="SCOPE",
             help="What shares a scale: layer, figure, row, channel, data (a layer, all rows), or -1:1.",
@@ -161,8 +161,8 @@ def montage(**options: Any) -> None:
     draw_kind("montage", "{" not in options["out"], options)
 
 
-def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
-    """Draw a kind of picture as its command was told."""
+def draw_kind(kind: str, one_file: bool, options: dict[str, Any], *, every: bool = False) -> None:
+    """Draw a kind of picture as its command was told; without rows the first, or `every` one."""
     from ..capture.reader import open_run
     from .picture import check_options, draw, draw_many
     from .selection import select_rows
@@ -182,7 +182,7 @@ def draw_kind(kind: str, one_file: bool, options: dict[str, Any]) -> None:
         run = open_run(store)
         check_options(run, kind, **options)
         chosen = select_rows(run, rows, **filters)
-        if rows is None and not any(filters.values()):
+        if rows is None and not every and not any(filters.values()):
             chosen = chosen[:1]
         if one_file or "{" not in out:
             if len(chosen) > 1 and not one_file:
@@ -213,4 +213,4 @@ def _scope(text: str) -> str | tuple[str, ...]:
     return tuple(text.split(":")) if ":" in text else text
 
 
-from . import cli_again, cli_animation, cli_figures, cli_overlay  # noqa: E402, F401  add their commands
+from . import cli_again, cli_animation, cli_compare, cli_figures, cli_overlay  # noqa: E402, F401  add their commands

@@ -39,12 +39,16 @@ class Kind:
 #: Where each kind is made; a module is imported when its kind is first drawn.
 KINDS = {
     "animation": "animation:ANIMATION",
+    "classes": "classes:CLASSES",
     "grid": "tiles:GRID",
+    "layers": "layers:LAYERS",
     "montage": "tiles:MONTAGE",
+    "outcomes": "classes:OUTCOMES",
     "overlay": "overlay:OVERLAY",
-    "top": "top:TOP",
     "pca": "pca:PCA",
     "statistics": "statistics:STATISTICS",
+    "stores": "stores:STORES",
+    "top": "top:TOP",
 }
 
 

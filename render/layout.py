@@ -38,7 +38,7 @@ WIDTH_OF_WORDS = 300  # the least that a montage leaves for its words
 LARGEST = 200_000_000  # pixels of a sheet
 
 
-_SCOPES = {
+SCOPES = {
     "layer": "one scale for the layer",
     "figure": "one scale for the figure",
     "row": "a scale for each row",
@@ -128,7 +128,13 @@ class Page:
 
     def caption(self, x: int, y: int, width: int, block: Block, spec: TilesSpec) -> int:
         """Write what is shown, on which scale, and what the marks are."""
-        said = [_shown(block), block.layer.note, _scope(block, spec), range_of(block)]
+        said = [shown_of(block), block.layer.note, _scope(block, spec), range_of(block)]
+        y = self.lines(x, y, [line for text in said for line in wrap_even(text, width, NOTE)])
+        return self.remarks(x, y, width, block)
+
+    def shown(self, x: int, y: int, width: int, block: Block) -> int:
+        """Write which channels are shown and what the marks are, of a scale that stands elsewhere."""
+        said = [shown_of(block), block.layer.note]
         y = self.lines(x, y, [line for text in said for line in wrap_even(text, width, NOTE)])
         return self.remarks(x, y, width, block)
 
@@ -150,7 +156,7 @@ def _clear(zero: float, x: int, width: int, ends: tuple[str, str]) -> bool:
     return x + left + room < zero < x + width - right - room
 
 
-def _shown(block: Block) -> str:
+def shown_of(block: Block) -> str:
     """Return how many channels are drawn, and how they were chosen."""
     layer = block.layer
     n = len(layer.channels)
@@ -169,7 +175,7 @@ def _scope(block: Block, spec: TilesSpec) -> str:
         return "the scale was given"
     if block.layer.data is not None:
         return f"one scale for the layer over all {block.layer.data.n_rows:,} rows"
-    return _SCOPES[spec.scope]
+    return SCOPES[spec.scope]
 
 
 def range_of(block: Block) -> str:
@@ -253,7 +259,7 @@ class _Column:
 
     def panel(self, row: int, y: int) -> Panel:
         tiles = self.block.tiles[row]
-        return _panel(self.block, tiles, self.x, y, self.n_columns, self.factor, self.gap, self.numbered)
+        return panel_of(self.block, tiles, self.x, y, self.n_columns, self.factor, self.gap, self.numbered)
 
 
 def _column(block: Block, spec: GridSpec, x: int) -> _Column:
@@ -265,7 +271,7 @@ def _column(block: Block, spec: GridSpec, x: int) -> _Column:
     return _Column(block, x, factor, n_columns, gap, numbered)
 
 
-def _panel(
+def panel_of(
     block: Block,
     tiles: NDArray[np.uint8],
     x: int,
@@ -275,6 +281,7 @@ def _panel(
     gap: int,
     numbered: bool,
 ) -> Panel:
+    """Return tiles of a block, with room for a number above each line of them where these are numbered."""
     gap_y = gap_of(tiles.shape[2] * factor) + (NUMBER_ROOM if numbered else 0)
     cells = block.layer.cells
     framed = block.scale.diverging or cells is not None
@@ -390,14 +397,14 @@ def _montage_of_layer(page: Page, view: View, block: Block, spec: MontageSpec, y
     channels = [str(channel) for channel in block.layer.channels]
     rows = [str(row.row) for row in view.rows]
     labels = channels if n_channels > 1 or n_rows == 1 else rows
-    n_columns, factor, gap, numbered = _montage_columns(block, labels, spec, table=table)
+    n_columns, factor, gap, numbered = montage_columns(block, labels, spec, table=table)
     row_names = [f"row {row}" for row in rows]
     side = round(_number_width(row_names)) + 6 if table else 0
     # A row of one line needs no numbers of its own: those above the first row are for all.
     apart = table and n_columns < n_channels
     groups = list(block.tiles) if apart else [block.tiles.reshape(-1, height, width)]
     roomy = numbered and (apart or not table)
-    panels = [_panel(block, g, MARGIN + side, 0, n_columns, factor, gap, roomy) for g in groups]
+    panels = [panel_of(block, g, MARGIN + side, 0, n_columns, factor, gap, roomy) for g in groups]
     total = sum(panel.size[1] + NUMBER_ROOM for panel in panels)
     check_size(panels[0].size[0], total)
     whole = max(side + panels[0].size[0], WIDTH_OF_WORDS)
@@ -423,7 +430,7 @@ def _montage_of_layer(page: Page, view: View, block: Block, spec: MontageSpec, y
     return whole, page.caption(x, y, whole - side, block, spec)
 
 
-def _montage_columns(
+def montage_columns(
     block: Block, labels: Sequence[str], spec: MontageSpec, *, table: bool
 ) -> tuple[int, int, int, bool]:
     """Return tiles in a line, pixels a value, the gap between tiles, and whether they are numbered.

@@ -121,6 +121,8 @@ class Scale:
         slope = np.where(span > 0, (N_COLOURS - 1) / np.where(span > 0, span, 1), 0).astype(values.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
             position = (values - low.astype(values.dtype)) * slope
+            if self.diverging:  # zeros alone span nothing, and are in the middle
+                position += np.where(span > 0, 0, (N_COLOURS - 1) / 2).astype(values.dtype)
             np.rint(position, out=position)
             total = position.sum()
         if not np.isfinite(total):

@@ -246,13 +246,11 @@ def select_rows(
                 "run the same capture again to go on"
             )
     if class_name is not None:
-        labels = _classes(run, "label", chosen)
-        named: int | str = (_named if labels.dtype.kind == "U" else _label)(run, class_name)
-        chosen = chosen[labels == named]
+        chosen = chosen[row_classes(run, "label", chosen) == class_label(run, class_name)]
     if outcome is not None:
         if outcome not in ("right", "wrong"):
             raise DrawError(f"an outcome is right or wrong, not {outcome!r}")
-        labels, predictions = (_classes(run, name, chosen) for name in ("label", "prediction"))
+        labels, predictions = (row_classes(run, name, chosen) for name in ("label", "prediction"))
         if labels.dtype.kind != predictions.dtype.kind:
             raise SelectionError(
                 f"{run.path} has text for one of label and prediction, and numbers for the other"
@@ -260,7 +258,7 @@ def select_rows(
         right = labels == predictions
         chosen = chosen[right if outcome == "right" else ~right]
     if each_class:
-        names, first = np.unique(_classes(run, "label", chosen), return_index=True)
+        names, first = np.unique(row_classes(run, "label", chosen), return_index=True)
         chosen = chosen[first[names != "" if names.dtype.kind == "U" else names >= 0]]
     if not chosen.size:
         raise DrawError("no captured row is left after what was asked for")
@@ -282,7 +280,13 @@ def class_column(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any] | 
     return values if values.dtype.kind == "U" else values.astype(np.int64)
 
 
-def _classes(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+def row_classes(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+    """Return column `name`, `label` or `prediction`, of `rows`: int64, or text.
+
+    Raises:
+        SelectionError: there is none, or it is not of one class a row.
+
+    """
     values = class_column(run, name, rows)
     if values is None:
         if name in run.rows:
@@ -291,9 +295,20 @@ def _classes(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
     return values
 
 
+def class_label(run: Run, name: str) -> int | str:
+    """Return what the label of class `name` is: its number, which the name may be too, or a text.
+
+    Raises:
+        SelectionError: there is no such class, or no label; the closest are named.
+
+    """
+    column = class_column(run, "label", np.empty(0, np.intp))
+    return _named(run, name) if column is not None and column.dtype.kind == "U" else _label(run, name)
+
+
 def _named(run: Run, name: str) -> str:
     """Return `name` where a captured row has this label, of labels that are text."""
-    known = np.unique(_classes(run, "label", np.flatnonzero(run.committed()))).tolist()
+    known = np.unique(row_classes(run, "label", np.flatnonzero(run.committed()))).tolist()
     if name not in known:
         raise SelectionError(f"{run.path} has no class {name!r}. {closest(name, known)}")
     return name

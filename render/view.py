@@ -47,6 +47,11 @@ class RowView:
     picture: NDArray[np.uint8] | None
     """Its picture, shape (height, width, 3), where the store has one and it is drawn."""
 
+    @property
+    def label(self) -> str:
+        """What a note calls it."""
+        return f"row {self.row}"
+
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
