@@ -435,7 +435,7 @@ def as_written(
         offset, n_bytes = layout.offsets[layout.arrays.index(array)], array.dtype.itemsize
         first, step = block * layout.block_rows, layout.step_rows
         lengths = [
-            _packed(array, layout, slab, n, first + i * step)
+            pack(array, layout, slab, n, first + i * step)
             for i, (slab, n) in enumerate(_steps(layout, slabs, n_rows))
         ]
         cut = [view[offset : offset + n * n_bytes] for view, n in zip(views, lengths, strict=False)]
@@ -456,17 +456,18 @@ def _steps(
             yield slab, n
 
 
-def _sizes_in(layout: Layout, number: int, slab: NDArray[np.uint8], n_rows: int) -> NDArray[np.int64]:
-    """Return the table of a step: where each row begins, and how many elements it has."""
-    table: NDArray[np.int64] = array_view(layout, number, slab)[:n_rows].view(np.int64)
-    return np.stack([table[:, 0], table[:, 1:].prod(1)], 1)
+def pack(array: ArraySpec, layout: Layout, slab: NDArray[np.uint8], n_rows: int, first_row: int) -> int:
+    """Move the rows of a step of a ragged array together in their memory; return their elements.
 
+    The table says where they are then, so that it may be done again.
 
-def _packed(array: ArraySpec, layout: Layout, slab: NDArray[np.uint8], n_rows: int, first_row: int) -> int:
-    """Move the rows of a step together in their memory; return their elements."""
+    Raises:
+        CaptureError: the mask of a row, which is counted from `first_row`, leaves no single run of it.
+    """
     number, extents = layout.numbers_of(array)
     elements = array_view(layout, number, slab).reshape(-1)
-    starts, sizes = _sizes_in(layout, extents, slab, n_rows).T
+    table = array_view(layout, extents, slab)[:n_rows].view(np.int64)
+    starts, sizes = table[:, 0].copy(), table[:, 1:].prod(1)
     ends = np.cumsum(sizes)
     for row in np.flatnonzero(starts != ends - sizes).tolist():
         start, n, end = int(starts[row]), int(sizes[row]), int(ends[row])
@@ -476,6 +477,7 @@ def _packed(array: ArraySpec, layout: Layout, slab: NDArray[np.uint8], n_rows: i
                 "ragged row is one run of tokens. Keep all of it by pad=, or give mask=None (--mask none)"
             )
         elements[end - n : end] = elements[start : start + n]
+    table[:, 0] = ends - sizes
     return int(ends[-1])
 
 

@@ -300,12 +300,18 @@ def test_the_memory_of_a_ragged_tap_is_that_of_its_bound(tmp_path, monkeypatch):
 # Capture and reading
 
 
-def test_statistics_of_rows_that_differ_in_shape_are_refused(tmp_path):
-    for how in ({}, {"ragged": None, "pad": "twice:9"}):
-        with pytest.raises(lt.PlanError, match=r"rows of twice differ in shape.*leave the statistics out"):
-            capture(tmp_path / "run", stats="cheap", **how)
-    run = capture(tmp_path / "run", ragged=None, reduce="tokens:last", stats="cheap")
-    assert run.stats["twice"].nan == 3 * sum(not len(row) for row in Sequences().rows)
+def test_values_that_are_not_finite_are_counted_and_read(tmp_path):
+    class Odd(Sequences):
+        def batch(self, rows: range) -> lt.Batch:
+            batch = super().batch(rows)
+            batch.inputs[0][:] = np.inf if rows.start % 8 else np.nan
+            return batch
+
+    run = capture(tmp_path / "run", Odd())
+    assert all(not np.isfinite(row).any() for row in run["twice"][:])
+    counted = run.stats["twice"]
+    assert counted.nan + counted.inf == 3 * sum(map(len, Odd().rows))
+    assert not list(verify(tmp_path / "run"))
 
 
 def test_the_report_counts_what_the_rows_took_and_not_their_room(tmp_path):
