@@ -232,9 +232,9 @@ def plan(
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
     source, place = source_of(chosen, data, mean, std, lists=bool(ragged or pad)), place_of(path, storage)
     batch_size = min(batch_size, source.n_rows)
-    if not is_fitted(reduce):
-        reduce = fitted(reduce, chosen, model, source, layers, batch_size, score=score)
     how = varying(ragged, pad, mask)
+    if not is_fitted(reduce):
+        reduce = fitted(reduce, chosen, model, source, layers, batch_size, score=score, varying=how)
     settings = Settings(dtype, codec, memory, writers, place.upload_bytes, reduce=reduce, varying=how)
     n_workers = source.default_workers if workers is None else workers
     with rehearsing(chosen, model, layers, score, how) as rehearsal:

@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from .dtypes import DType, is_float
 from .errors import CaptureError, PlanError, closest
 from .layout import CHUNK_BYTES, EXTENTS, ArraySpec, Layout, array_view
-from .reduce import Chain, Rows, Tokens
+from .reduce import VALUES, Chain, Rows
 from .shard import Pieces, buffer_bytes
 from .taps import Layer, TapName, choose
 
@@ -224,6 +224,37 @@ def is_masked(rule: Rule | None, shape: Sequence[int], n_tokens: int | None) -> 
     return 0 in rule.axes(len(shape)) and len(shape) in (1, 2) and shape[0] == n_tokens
 
 
+def check_reduced(name: str, rule: Rule, chain: Chain, room: Rows) -> None:
+    """Refuse what cannot be done to rows that vary, or what is done to channels that may vary.
+
+    Args:
+        name: the tap.
+        rule: what is asked for.
+        chain: what is done to it, bound to `room`.
+        room: the greatest row.
+
+    Raises:
+        PlanError: with the step, and what can be done.
+    """
+    for step, rows in chain.each(room):
+        if not step.is_cast and rows.channel is not None and rows.channel in rule.axes(len(room.shape)):
+            raise PlanError(
+                f"{name} is reduced by {step}, and {rule} lets its channels (the axis "
+                f"{rows.dims[rows.channel]}) vary too; give sizes of the other axes alone, if it has some, "
+                "or leave the reduction out"
+            )
+        if step.of_whole_row:
+            return
+        if not step.by_place:
+            raise PlanError(
+                f"{name} is asked for with {rule} and reduced by {chain}; {step} takes rows of one shape, or "
+                "would give a second array of rows that differ. What acts on each place by itself may be "
+                "done (channels, norm, project, pca, casts), or what makes one shape of all places "
+                "(pool:global, topk:5,space, tokens:mean). Else leave out one of the two: what comes to one "
+                "shape (pool:7) may vary without it"
+            )
+
+
 def check_same(name: str, shape: tuple[int, ...], bound: tuple[int, ...], axes: Sequence[int]) -> None:
     """Refuse another size of an axis that does not vary.
 
@@ -260,7 +291,7 @@ class Form:
     asked: Chain
     """What is done to them, as it was asked for."""
     chain: Chain
-    """The same, bound to the rows of the first batch."""
+    """The same, bound to the rows of the first batch; to the greatest, where they vary."""
     rule: Rule | None = None
     """What is asked for where they vary."""
     masked: bool | None = None
@@ -277,9 +308,28 @@ class Form:
         return () if self.rule is None else self.rule.axes(len(self.rows.shape))
 
     @property
+    def varies(self) -> bool:
+        """Whether rows may differ in shape as they are stored."""
+        return self.rule is not None and not self.chain.of_whole_row
+
+    @property
     def minds_mask(self) -> bool:
         """Whether it matters which tokens of a padded batch are the rows' own."""
-        return self.rule is not None or any(isinstance(step, Tokens) for step in self.chain.steps)
+        return self.rule is not None or any(step.minds_mask for step in self.chain.steps)
+
+    @property
+    def room(self) -> Rows:
+        """The greatest row, as the layer gives it."""
+        return replace(self.rows, shape=self.shape)
+
+    @cached_property
+    def stored(self) -> Rows:
+        """The greatest row, as it is stored."""
+        return self.chain.after(self.room)[VALUES]
+
+    def mask_of(self, shape: Sequence[int], mask: Any) -> Any:
+        """Return `mask` where it says what is the rows' own of a batch of `shape`, else None; see `heeds`."""
+        return mask if mask is not None and self.heeds(shape, mask.shape) else None
 
     def heeds(self, shape: Sequence[int], mask: Sequence[int] | None) -> bool:
         """Return whether a mask of the shape `mask` says what is the rows' own of a batch of `shape`.
@@ -363,7 +413,7 @@ def check_in_time(forms: Sequence[Form]) -> None:
     Raises:
         CaptureError: with the tap.
     """
-    late = next((form for form in forms if form.minds_mask and form.rule is None), None)
+    late = next((form for form in forms if form.minds_mask and not form.varies), None)
     if late is not None:
         raise CaptureError(
             f"{late.name} is reduced by {late.chain} while the model runs, and the mask came after that; "

@@ -205,7 +205,8 @@ def record_dataset(
     batch_size = min(batch_size, source.n_rows)
     if not is_fitted(reduce):
         going_on = None if overwrite else place
-        reduce = fitted(reduce, chosen, model, source, layers, batch_size, going_on, score)
+        how = varying(ragged, pad, mask)
+        reduce = fitted(reduce, chosen, model, source, layers, batch_size, going_on, score, how)
     recorder = Recorder(
         model,
         place,

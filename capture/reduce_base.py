@@ -103,6 +103,21 @@ class Step(ABC):
     is_last: ClassVar[bool] = False
     """Whether nothing at all can follow it."""
 
+    @property
+    def by_place(self) -> bool:
+        """Whether it does the same to each place by itself, so that rows may have other places."""
+        return False
+
+    @property
+    def of_whole_row(self) -> bool:
+        """Whether it makes one thing of all places of a row, so that rows come to one shape."""
+        return False
+
+    @property
+    def minds_mask(self) -> bool:
+        """Whether it always matters to it which tokens of a padded batch are the rows' own."""
+        return False
+
     @abstractmethod
     def bind(self, rows: Rows) -> Step | None:
         """Return this step with all that follows from the form of its input; None: it has nothing to do.
@@ -200,6 +215,11 @@ class Chain:
     def errors(self, rows: Rows) -> list[Error]:
         """Return how far each bound step is from its own input; such errors add up along the chain."""
         return [step.error(form) for step, form in self.each(rows)]
+
+    @property
+    def of_whole_row(self) -> bool:
+        """Whether rows come to one shape, whatever places they have."""
+        return any(step.of_whole_row for step in self.steps)
 
     def lossless(self, rows: Rows) -> bool:
         """Return whether nothing at all is lost of `rows`."""

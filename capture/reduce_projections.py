@@ -33,6 +33,11 @@ class Projection(Step):
     """What projects channels by a matrix: `project` and `pca`."""
 
     @property
+    def by_place(self) -> bool:
+        """True."""
+        return True
+
+    @property
     @abstractmethod
     def d(self) -> int:
         """Components."""

@@ -56,6 +56,11 @@ class Cast(Step):
     def __str__(self) -> str:
         return self.to
 
+    @property
+    def by_place(self) -> bool:
+        """True."""
+        return True
+
     def arguments(self) -> str:
         """Return the type."""
         return self.to
@@ -165,6 +170,11 @@ class Pool(Step):
         if self.size is not None:
             _check_sizes(self.size, "a pool")
 
+    @property
+    def of_whole_row(self) -> bool:
+        """Whether it is of all places."""
+        return self.size is None
+
     def arguments(self) -> str:
         """Return the size and how."""
         return _show_sizes(self.size) + (",max" if self.by == "max" else "")
@@ -238,6 +248,11 @@ class Channels(Step):
             raise PlanError(
                 "channels are chosen by a list, a stride or a number of random ones, one of these"
             )
+
+    @property
+    def by_place(self) -> bool:
+        """True."""
+        return True
 
     def arguments(self) -> str:
         """Return how they are chosen."""
@@ -354,6 +369,11 @@ class TopK(Step):
                 f"topk is over channels or space, of one value at least: not {self.k}, {self.over}"
             )
 
+    @property
+    def of_whole_row(self) -> bool:
+        """Whether it is over all places."""
+        return self.over == "space"
+
     def arguments(self) -> str:
         """Return how many, and over what."""
         return f"{self.k}" + (",space" if self.over == "space" else "")
@@ -401,6 +421,11 @@ class Norm(Step):
         if self.by not in ("l1", "l2", "max"):
             raise PlanError(f"a norm is l1, l2 or max, not {self.by!r}")
 
+    @property
+    def by_place(self) -> bool:
+        """True."""
+        return True
+
     def arguments(self) -> str:
         """Return which."""
         return self.by
@@ -444,6 +469,16 @@ class Tokens(Step):
     def __post_init__(self) -> None:
         if self.which not in ("first", "last", "mean"):
             raise PlanError(f"of tokens, first, last or mean can be kept, not {self.which!r}")
+
+    @property
+    def of_whole_row(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def minds_mask(self) -> bool:
+        """True."""
+        return True
 
     def arguments(self) -> str:
         """Return which."""
