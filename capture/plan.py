@@ -212,7 +212,7 @@ def _planned_tap(
     if rule is not None:
         rows = replace(rows, shape=rule.bound(learned.name, learned.shape))
     try:
-        bound = chain.bind(rows, probe if rule is None else None)
+        bound = chain.bind(rows, probe)
         made = bound.after(rows)
     except PlanError as error:
         raise PlanError(f"{learned.name}: {error}") from error
