@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dtypes import DType, is_float
-from .errors import CaptureError, PlanError, closest
+from .errors import CaptureError, FormatError, PlanError, closest
 from .layout import CHUNK_BYTES, EXTENTS, ArraySpec, Layout, array_view
 from .reduce import VALUES, Chain, Rows
 from .shard import Pieces, buffer_bytes
@@ -76,9 +76,7 @@ class Rule:
 
     def axes(self, n_axes: int) -> tuple[int, ...]:
         """Return which axes of a row may vary: all but the channels, where not every axis has a size."""
-        if len(self.sizes) == n_axes:
-            return tuple(range(n_axes))
-        return _USUAL.get(n_axes, tuple(range(n_axes)))
+        return tuple(range(n_axes)) if len(self.sizes) == n_axes else usual_axes(n_axes)
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.sizes))
@@ -169,6 +167,11 @@ def _sizes(pattern: str, given: Any) -> tuple[int, ...]:
 
 
 # What a tap becomes
+
+
+def usual_axes(n_axes: int) -> tuple[int, ...]:
+    """Return which axes of a row vary where nothing else is said: all but the channels."""
+    return _USUAL.get(n_axes, tuple(range(n_axes)))
 
 
 def extents_spec(values: ArraySpec) -> ArraySpec:
@@ -529,6 +532,30 @@ def pack(array: ArraySpec, layout: Layout, slab: NDArray[np.uint8], n_rows: int,
         elements[end - n : end] = elements[start : start + n]
     table[:, 0] = ends - sizes
     return int(ends[-1])
+
+
+def check_extents(
+    where: Any, array: ArraySpec, layout: Layout, rows: NDArray[Any], extents: NDArray[np.int64]
+) -> None:
+    """Hold what a store says of rows of a ragged array to what can be.
+
+    Args:
+        where: the store, for the error.
+        array: the array.
+        layout: that of the store.
+        rows: rows of the data set; (rows,).
+        extents: what is said of them; (rows, 1 + axes).
+
+    Raises:
+        FormatError: a row lies where none can.
+    """
+    room = flat(array, layout)[1].block_rows
+    sizes, starts = extents[:, 1:], extents[:, 0] - rows // layout.block_rows * room
+    fits = (sizes >= 0).all(1) & (sizes <= np.array(array.shape)).all(1)
+    fits &= (starts >= 0) & (starts <= room - np.where(fits, sizes.prod(1), 0))
+    if not fits.all():
+        row = int(rows[int(np.argmin(fits))])
+        raise FormatError(f"{where} says that row {row} of {array.name} lies where no row can")
 
 
 def _table(

@@ -745,7 +745,7 @@ def test_rows_of_one_shape_are_drawn_and_others_refused(tmp_path):
         lt.draw(run, "grid", rows=[0, 5], layers="twice")
 
 
-@pytest.mark.parametrize("view", ["numpy", "dask", "xarray", "dataset", "torch"])
+@pytest.mark.parametrize("view", ["numpy", "dask", "xarray", "dataset"])
 def test_views_that_are_one_array_refuse_them_with_the_way_out(tmp_path, view):
     tap = (run := capture(tmp_path / "run"))["twice"]
     views = {
@@ -753,7 +753,6 @@ def test_views_that_are_one_array_refuse_them_with_the_way_out(tmp_path, view):
         "dask": lambda: tap.dask(),
         "xarray": lambda: tap.xarray(),
         "dataset": lambda: run.xarray(),
-        "torch": lambda: run.torch_dataset(),
     }
     with pytest.raises(lt.SelectionError, match=r"twice differ in shape and make no array.*pad="):
         views[view]()
