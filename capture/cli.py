@@ -269,9 +269,7 @@ def capture(
     if dry_run:
         from .forecast import plan
 
-        if stats or stats_only:
-            raise PlanError("--dry-run does not measure statistics: leave --stats and --stats-only out")
-
+        options |= {"stats": stats, "values": not stats_only, "classes": classes}
         click.echo(str(plan(network, source, store, split_patterns(patterns), **options)))
         return
     try:
