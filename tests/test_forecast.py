@@ -115,6 +115,7 @@ def test_what_does_not_fit_is_said_and_not_raised(tmp_path, monkeypatch):
     assert "does not fit the memory of 300KiB" in small.memory_problem
     assert "DO NOT HOLD IT" in str(small)
     assert "Give memory=" in " ".join(str(small).split())
+    assert plan(tmp_path / "s", memory="300KiB", stats="cheap").statistics is not None
     monkeypatch.setattr(LocalPlace, "free_bytes", lambda self: 1000)
     full = plan(tmp_path / "s")
     assert not full.fits_disk
