@@ -557,7 +557,7 @@ def test_choices_are_read() -> None:
     assert Choice.parse(None).names == Choice.parse("none").names == ()
     assert Choice.parse("all").names == NAMES
     assert Choice.parse("gram,top:16") == Choice(("channels", "top", "gram"), 16, True)
-    with pytest.raises(PlanError, match="stats=True does not say which"):
+    with pytest.raises(lt.PlanError, match="stats=True does not say which"):
         Choice.parse(True)
     assert Choice.parse(["classes"]) == Choice(("channels", "pooled", "classes"), 9, False)
     for wrong in ("gramm", "top:0", "top:x", "top:1025", "gram:2", "top:", "\u0663"):
