@@ -23,7 +23,7 @@ from ..capture.layout import Layout, array_view
 from ..capture.left_out import told
 from ..capture.pipeline import Memory, Piece, Slab
 from ..capture.ragged import Form, check_in_time, checked_mask, ways
-from ..capture.ragged_arrays import Given, put_mask, put_rows
+from ..capture.ragged_arrays import Given, check_rows, put_mask, put_rows, reduced_rows
 from ..capture.reduce import Chain, Rows
 from ..capture.reduce_arrays import apply
 from ..capture.taps import (
@@ -292,9 +292,7 @@ class ArraysSession(Session):
         assert self._layout is not None
         form = self._forms[i] if self._forms else None
         if form is not None and form.rule is not None:
-            self._put(form, self._layout.numbers[i], value, n_rows, pieces)
-            if not isinstance(value, list):
-                self._batch_shapes[i] = tuple(value.shape)
+            self._put(i, form, value, n_rows, pieces)
             return
         array = _to_numpy(value)
         expected, bound = (n_rows, *self._shapes[i]), self._reductions[i] if self._reductions else None
@@ -307,23 +305,34 @@ class ArraysSession(Session):
                     + ways(str(self._taps[i]), array.shape[1:], self._shapes[i])
                 )
         parts = (array,) if bound is None else apply(bound[0], array, bound[1], self._mask)
+        self._put_alike(i, parts, pieces)
+
+    def _put_alike(self, i: int, parts: Sequence[Values], pieces: Sequence[Piece]) -> None:
+        """Put rows of one shape where they belong."""
+        assert self._layout is not None
         for piece in pieces:
             for number, part in zip(self._layout.numbers[i], parts, strict=True):
                 view = array_view(self._layout, number, piece.slab.memory)
                 np.copyto(view[piece.rows], part[piece.batch], casting="unsafe")
 
-    def _put(
-        self, form: Form, numbers: Sequence[int], value: Any, n_rows: int, pieces: Sequence[Piece]
-    ) -> None:
+    def _put(self, i: int, form: Form, value: Any, n_rows: int, pieces: Sequence[Piece]) -> None:
         """Put rows that may differ in shape from those of other batches where they belong."""
         assert self._layout is not None
         given = [_to_numpy(row) for row in value] if isinstance(value, list) else _to_numpy(value)
         if len(given) != n_rows:
             raise CaptureError(f"{form.name} has {len(given)} rows this time, and the batch has {n_rows}")
         for piece in pieces:
-            views = [array_view(self._layout, number, piece.slab.memory) for number in numbers]
+            check_rows(form, piece.row, given[piece.batch])
+        made, *more = reduced_rows(form, given, self._mask)
+        if not form.varies:
+            self._put_alike(i, [np.asarray(part) for part in (made, *more)], pieces)
+            return
+        if isinstance(made, np.ndarray):
+            self._batch_shapes[i] = made.shape
+        for piece in pieces:
+            views = [array_view(self._layout, n, piece.slab.memory) for n in self._layout.numbers[i]]
             mask = None if self._mask is None else self._mask[piece.batch]
-            put_rows(form, views, piece.start, piece.row, given[piece.batch], mask)
+            put_rows(form, views, piece.start, made[piece.batch], mask)
 
 
 class _Heard:

@@ -67,7 +67,17 @@ from .torch_hooks import (
     hook_of,
     parts_of,
 )
-from .torch_ragged import Given, Masks, check_rows, put, put_mask, row_tensors, shape_of
+from .torch_ragged import (
+    Given,
+    Masks,
+    check_room,
+    check_rows,
+    put,
+    put_mask,
+    reduced_rows,
+    row_tensors,
+    shape_of,
+)
 from .torch_reduce import Reducer
 from .torch_refusals import (
     UNSEEN,
@@ -213,6 +223,8 @@ class TorchSession(Session):
         #: Of taps that are a list with one tensor for each row, the paths of the list and inside an entry.
         self._listed: dict[TapName, tuple[Path, Path]] = {}
         self._forms: Sequence[Form] = ()
+        #: Of taps whose rows may vary, what reduces them, where a copy alone does not.
+        self._of_varying: list[Reducer | None] = []
         self._masks: Masks | None = None
         self._mask: Tensor | None = None
         self._minds_mask = False
@@ -474,6 +486,14 @@ class TorchSession(Session):
         if self._minds_mask and self._masks is not None:
             self._mask = self._masks.checked(self._mask, self._n_rows)
 
+        reducers = [
+            Reducer(form.chain, form.room, varying=True)
+            if form.rule is not None and form.chain.steps
+            else None
+            for form in forms
+        ]
+        self._of_varying = [None if one is None or one.only_copies else one for one in reducers]
+
     def reduce(self, reductions: Sequence[tuple[Chain, Rows]]) -> None:
         """Make ready what the hooks reduce by."""
         reducers = [Reducer(chain, rows) for chain, rows in reductions]
@@ -554,10 +574,14 @@ class TorchSession(Session):
             tensor = tensor.detach()
             # Reduced as a whole: what lies in which slab must not show in the values.
             parts = (tensor,) if reducer is None else reducer.made(tensor, self._mask)
-            for views, piece in self.copies or ():
-                for number, part in zip(self._numbers[index], parts, strict=True):
-                    views[number][piece.rows].copy_(part[piece.batch])
+            self._put_alike(self._numbers[index], parts)
         tap.step = self.step
+
+    def _put_alike(self, numbers: Sequence[int], parts: Sequence[Tensor]) -> None:
+        """Put rows of one shape where they belong."""
+        for views, piece in self.copies or ():
+            for number, part in zip(numbers, parts, strict=True):
+                views[number][piece.rows].copy_(part[piece.batch])
 
     def _put(self, tap: Tap, given: Any) -> None:
         """Put rows that may differ in shape from those of other batches where they belong."""
@@ -566,10 +590,18 @@ class TorchSession(Session):
             raise CaptureError(f"{name} is a {type(given).__name__} this time, not a tensor")
         if len(given) != self._n_rows:
             raise CaptureError(f"{name} has {len(given)} rows this time, and the batch has {self._n_rows}")
-        if isinstance(given, Tensor):
-            self._batch_shapes[tap.index] = tuple(given.shape)
+        form, reducer = self._forms[tap.index], self._of_varying[tap.index]
+        for _, piece in self.copies or ():
+            check_room(form, piece, given)
+        parts = (given,) if reducer is None else reduced_rows(form, reducer, given, self._mask)
+        if not form.varies:
+            self._put_alike(numbers, [part for part in parts if isinstance(part, Tensor)])
+            return
+        (made,) = parts
+        if isinstance(made, Tensor):
+            self._batch_shapes[tap.index] = tuple(made.shape)
         for views, piece in self.copies or ():
-            put(self._forms[tap.index], [views[number] for number in numbers], piece, given, self._mask)
+            put(form, [views[number] for number in numbers], piece, made, self._mask)
 
     @property
     def lacks_mask(self) -> bool:

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from ..capture.chunks import Bytes2D, Chunks, Indices
+from ..capture.chunks import Bytes1D, Bytes2D, Chunks, Indices
 from ..capture.columns import is_text
 from ..capture.dtypes import dtype_name
 from ..capture.errors import PlanError, SelectionError
 from ..capture.layout import ArraySpec
 from ..capture.parts import Part
 from ..capture.plan import parse_bytes
+from ..capture.ragged import usual_axes
+from ..capture.ragged_reader import RaggedTap
 from ..capture.rowset import RowSet
 from ..capture.shuffle import Order, Share, Windows, group_bytes_of, kept_bytes_of, stream
 from ..capture.trust import check_room
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 Transform = Callable[[dict[str, Any]], Any]
 
+#: How a batch of rows that differ in shape may come.
+COLLATES = ("list", "pad", "offsets")
 #: Name under which `columns` gives the number of a row in the data set.
 ROW = "row"
 
@@ -39,8 +43,15 @@ ROW = "row"
 class _Values:
     """Tensors for some rows of taps and columns, and the memory that they lie in."""
 
-    def __init__(self, of: dict[str, Array], specs: Sequence[ArraySpec], n_rows: int, shared: bool) -> None:
-        self._of, self._specs, self._n_rows = of, specs, n_rows
+    def __init__(
+        self,
+        of: dict[str, Array],
+        specs: Sequence[ArraySpec],
+        n_rows: int,
+        shared: bool,
+        varying: Sequence[str] = (),
+    ) -> None:
+        self._of, self._specs, self._n_rows, self._varying = of, specs, n_rows, varying
         for spec in specs:
             check_room(n_rows * spec.row_bytes, f"a batch of {n_rows} rows of {spec.name}")
         self._flat = [_bytes(n_rows * spec.row_bytes, shared) for spec in specs]
@@ -50,11 +61,19 @@ class _Values:
         ]
 
     def named(self) -> dict[str, Any]:
-        """Return the values by name: tensors of shape (rows, *shape), and lists of texts."""
+        """Return the values by name: tensors of shape (rows, *shape); of texts and ragged rows, lists."""
         places = iter(range(len(self._specs)))
-        return {
+        found = {
             name: self._of_one(one, [next(places) for _ in one.stored_as]) for name, one in self._of.items()
         }
+        for name in self._varying:
+            values, extents = next(places), next(places)
+            sizes = self.arrays[extents].view(np.int64)[:, 1:]
+            tensors, targets = row_tensors(self._specs[values], sizes)
+            for target, row in zip(targets, self.arrays[values], strict=True):
+                target[:] = row[: len(target)]
+            found[name] = tensors
+        return found
 
     def _of_one(self, one: Array, places: list[int]) -> Any:
         spec, first = self._specs[places[0]], self.arrays[places[0]]
@@ -68,6 +87,56 @@ class _Values:
             for i in places
         ]
         return torch.from_numpy(one.made_of(stored))
+
+
+def row_tensors(
+    spec: ArraySpec, sizes: Indices, shared: bool = False
+) -> tuple[list[torch.Tensor], list[Bytes1D]]:
+    """Return a tensor for each row of a ragged tap, all in one piece of memory, and the bytes of each."""
+    n_bytes = sizes.prod(1) * spec.dtype.itemsize
+    check_room(int(n_bytes.sum()), f"a batch of {len(sizes)} rows of {spec.name}")
+    flat, ends = _bytes(int(n_bytes.sum()), shared), np.cumsum(n_bytes).tolist()
+    cut = [flat[end - n : end] for end, n in zip(ends, n_bytes.tolist(), strict=True)]
+    dtype = TORCH_DTYPES[dtype_name(spec.dtype)]
+    tensors = [one.view(dtype).view(shape) for one, shape in zip(cut, sizes.tolist(), strict=True)]
+    return tensors, [one.numpy() for one in cut]
+
+
+def collated(name: str, how: str, rows: Sequence[torch.Tensor], bound: Sequence[int]) -> dict[str, Any]:
+    """Return a batch of rows that differ in shape, by the names under which it is in an item.
+
+    Args:
+        name: that of the tap.
+        how: `list`, `pad` or `offsets`; see `Run.torch_dataset`.
+        rows: the rows.
+        bound: the greatest shape of a row.
+
+    Raises:
+        SelectionError: they differ in another axis than those that usually vary.
+    """
+    if how == "list":
+        return {name: list(rows)}
+    axes = usual_axes(len(bound))
+    sizes = torch.tensor([list(row.shape) for row in rows], dtype=torch.int64).reshape(len(rows), len(bound))
+    for axis, most in enumerate(bound):
+        if axis not in axes and bool((sizes[:, axis] != most).any()):
+            raise SelectionError(
+                f"rows of {name} differ in axis {axis} too, so collate={how!r} cannot tell what is theirs: "
+                "take collate='list'"
+            )
+    if how == "pad":
+        longest = sizes.amax(0).tolist() if len(rows) else [0] * len(bound)
+        shape = [n if axis in axes else bound[axis] for axis, n in enumerate(longest)]
+        values = rows[0].new_zeros((len(rows), *shape)) if len(rows) else torch.zeros((0, *shape))
+        mask = torch.zeros((len(rows), *(shape[axis] for axis in axes)), dtype=torch.bool)
+        for row, target, own in zip(rows, values, mask, strict=True):
+            target[tuple(map(slice, row.shape))] = row
+            own[tuple(slice(row.shape[axis]) for axis in axes)] = True
+        return {name: values, f"{name}/mask": mask}
+    first = axes == (0,)
+    flat = [row if first else row.reshape(-1) for row in rows]
+    ends = torch.tensor([0, *map(len, flat)], dtype=torch.int64).cumsum(0)
+    return {name: torch.cat(flat), f"{name}/offsets": ends, f"{name}/sizes": sizes}
 
 
 def _bytes(n_bytes: int, shared: bool) -> torch.Tensor:
@@ -90,17 +159,25 @@ class _Chosen:
         transform: Transform | None,
         rows: RowSet,
         memory: str | int,
+        collate: str = "list",
     ) -> None:
         self.run = run
+        if collate not in COLLATES:
+            raise PlanError(f"there is no collate={collate!r}; choose one of {', '.join(COLLATES)}")
+        self._how = collate
         self.transform = transform
         #: Names of the taps, in the order of the values.
         self.taps = _names(taps, list(run))
         #: Names of the columns, behind them.
         self.columns = _names(columns, [])
         #: By the names that they were asked for by, of which a tap may have several.
-        self._of: dict[str, Array] = {name: run[name] for name in self.taps}
+        taps_of = {name: run[name] for name in self.taps}
+        self._varying = {name: tap for name, tap in taps_of.items() if isinstance(tap, RaggedTap)}
+        self._of: dict[str, Array] = {n: tap for n, tap in taps_of.items() if n not in self._varying}
         self._of |= {name: run.rows[name] for name in self.columns if not self._is_row(name)}
         self._numbers = [number for one in self._of.values() for number in one.stored_as]
+        self._n_alike = len(self._numbers)
+        self._numbers += [number for tap in self._varying.values() for number in tap.arrays]
         names = [*self.taps, *self.columns]
         for name in names:
             if names.count(name) > 1:
@@ -130,6 +207,13 @@ class _Chosen:
             name: rows if self._is_row(name) and name not in self.taps else values[name]
             for name in (*self.taps, *self.columns)
         }
+
+    def _batch(self, values: dict[str, Any], rows: Any) -> dict[str, Any]:
+        """Return an item of many rows, those that differ in shape as was asked for."""
+        item = self._item(values, rows)
+        for name, tap in self._varying.items():
+            item |= collated(name, self._how, values[name], tap.bound)
+        return item
 
     def _about(self) -> str:
         some = "" if len(self.rows) == self.run.n_rows else f" of {self.run.n_rows}"
@@ -167,7 +251,7 @@ class RowDataset(_Chosen, torch.utils.data.Dataset[Any]):
         positions = self._positions(index)
         values, rows = self._read(np.atleast_1d(positions), shared=positions.ndim == 1 and _in_worker())
         if positions.ndim == 1:
-            item = self._item(values, torch.from_numpy(rows))
+            item = self._batch(values, torch.from_numpy(rows))
         else:
             item = self._item({name: value[0] for name, value in values.items()}, int(rows[0]))
         return item if self.transform is None else self.transform(item)
@@ -202,11 +286,33 @@ class RowDataset(_Chosen, torch.utils.data.Dataset[Any]):
         rows = self.rows[positions]
         info = torch.utils.data.get_worker_info()
         chunks = self._own_chunks(self._memory // (info.num_workers if info else 1))
-        values = _Values(self._of, chunks.specs, len(rows), shared)
+        values = _Values(self._of, chunks.specs[: self._n_alike], len(rows), shared)
         if len(rows):
             for array, target in enumerate(values.arrays):
                 chunks.rows(array, rows, target)
-        return values.named(), rows
+        named = values.named()
+        for array, name in enumerate(self._varying):
+            named[name] = self._read_varying(chunks, self._n_alike + 2 * array, rows, shared)
+        return named, rows
+
+    def _read_varying(self, chunks: Chunks, array: int, rows: Indices, shared: bool) -> list[torch.Tensor]:
+        if not len(rows):
+            return []
+        extents = chunks.extents(array, rows)
+        tensors, targets = row_tensors(chunks.specs[array], extents[:, 1:], shared)
+        chunks.elements(array, rows, extents, targets)
+        return tensors
+
+    def collate(self, items: Sequence[Any]) -> dict[str, Any]:
+        """Return a batch of items, as a loader's `collate_fn`; rows that differ in shape as asked for."""
+        made: dict[str, Any] = {}
+        for name in items[0]:
+            some = [item[name] for item in items]
+            if name in self._varying:
+                made |= collated(name, self._how, some, self._varying[name].bound)
+            else:
+                made[name] = torch.utils.data.default_collate(some)
+        return made
 
 
 class BatchStream(_Chosen, torch.utils.data.IterableDataset[Any]):
@@ -316,12 +422,12 @@ class BatchStream(_Chosen, torch.utils.data.IterableDataset[Any]):
         chunks = self._own_chunks(kept_bytes_of(self._memory // worker.n))
 
         def make(n_rows: int) -> _Values:
-            return _Values(self._of, chunks.specs, n_rows, shared=info is not None)
+            return _Values(self._of, chunks.specs, n_rows, info is not None, list(self._varying))
 
         self.run.check_same()
         for rows, values in stream(chunks, order, epoch, share, make, skip):
             self._n_done += worker.n
-            item = self._item(values.named(), torch.from_numpy(rows))
+            item = self._batch(values.named(), torch.from_numpy(rows))
             yield item if self.transform is None else self.transform(item)
 
     def _order(self, n_workers: int) -> Order:
@@ -356,9 +462,10 @@ def torch_dataset(
     seed: int,
     drop_last: bool,
     part: str | None,
+    collate: str,
 ) -> RowDataset | BatchStream:
     """Return a data set of `run`; see `Run.torch_dataset`."""
-    chosen = run, taps, columns, transform, _committed(run, rows), memory
+    chosen = run, taps, columns, transform, _committed(run, rows), memory, collate
     if batch_size is not None:
         return BatchStream(
             *chosen, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, part=part

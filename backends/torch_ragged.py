@@ -22,6 +22,7 @@ from ..capture.errors import CaptureError
 from ..capture.pipeline import Piece
 from ..capture.ragged import Form, checked_mask
 from ..capture.taps import Path, TapName, follow, lists_of_rows
+from .torch_reduce import Reducer
 
 #: What a tap gave: rows of one shape, or one tensor for each row.
 Given = Tensor | list[Tensor]
@@ -61,21 +62,44 @@ def put(form: Form, views: Sequence[Tensor], piece: Piece, given: Given, mask: T
         form: how the tap's rows come.
         views: the tap's memory in the slab: its values, and the table or mask beside them.
         piece: which rows, and where.
-        given: what the tap gave, for the whole batch.
+        given: the rows of the whole batch, for which there is room, reduced by what is done to each place.
         mask: which tokens of each row are its own; None: all.
-
-    Raises:
-        CaptureError: there is no room for a row.
     """
     rows = given[piece.batch]
-    shapes = [tuple(rows.shape[1:])] if isinstance(rows, Tensor) else [tuple(row.shape) for row in rows]
-    form.checked(shapes, piece.row)
     mask = None if mask is None else mask[piece.batch]
     assert form.rule is not None
     if form.rule.pad is None:
         _put_ragged(form, views[0], views[1], piece, rows, mask)
     else:
         _put_padded(form, views[0][piece.rows], views[1][piece.rows], rows, mask)
+
+
+def check_room(form: Form, piece: Piece, given: Given) -> None:
+    """Refuse rows for which there is no room: those of a batch that `piece` names.
+
+    Raises:
+        CaptureError: there is none for one of them.
+    """
+    rows = given[piece.batch]
+    shapes = [tuple(rows.shape[1:])] if isinstance(rows, Tensor) else [tuple(row.shape) for row in rows]
+    form.checked(shapes, piece.row)
+
+
+def reduced_rows(form: Form, reducer: Reducer, given: Given, mask: Tensor | None) -> tuple[Given, ...]:
+    """Return the parts that rows that vary come to: of those that still do, as they were given.
+
+    Args:
+        form: how the tap's rows come.
+        reducer: what reduces them.
+        given: the rows of a whole batch.
+        mask: which tokens of each row are its own; None: all.
+    """
+    if isinstance(given, Tensor):
+        return reducer.made(given.detach(), form.mask_of(given.shape, mask))
+    made = [reducer.made(row.detach()[None]) for row in given]
+    if form.varies:
+        return ([parts[0][0] for parts in made],)
+    return tuple(map(torch.cat, zip(*made, strict=True)))
 
 
 def put_mask(form: Form, beside: Tensor, piece: Piece, shape: tuple[int, ...], mask: Tensor) -> None:
@@ -96,7 +120,7 @@ def put_mask(form: Form, beside: Tensor, piece: Piece, shape: tuple[int, ...], m
     mine = mask[piece.batch]
     assert form.rule is not None
     if form.rule.pad is None:
-        table = _table(form, (len(mine), *shape[1:]), piece.start * math.prod(form.shape), mine)
+        table = _table(form, (len(mine), *shape[1:]), piece.start * math.prod(form.stored.shape), mine)
         beside.view(torch.int64)[piece.rows].copy_(table)
     else:
         _leave_out(beside[piece.rows], mine)

@@ -53,14 +53,21 @@ _Operation = Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
 
 
 class Reducer:
-    """A chain that is bound to the rows of one tap."""
+    """A chain that is bound to the rows of one tap.
 
-    def __init__(self, chain: Chain, rows: Rows) -> None:
+    Args:
+        chain: the chain.
+        rows: the form of the rows.
+        varying: whether they have places of their own, as many as `rows` at most; see `whole_rows`.
+    """
+
+    def __init__(self, chain: Chain, rows: Rows, varying: bool = False) -> None:
         steps = chain.each(rows)
         # What is left for the copy into the views, which casts and fuses it.
         self._casts = bool(steps) and isinstance(steps[-1][0], Cast) and _fuses(steps[-1])
         self._operations = [
-            _OPERATIONS[_kind(step)](step, form) for step, form in (steps[:-1] if self._casts else steps)
+            _WholeRows(step, form) if varying and step.of_whole_row else _OPERATIONS[_kind(step)](step, form)
+            for step, form in (steps[:-1] if self._casts else steps)
         ]
         # What an operation computed in a wider type is what its step says before the next one sees it.
         self._types = [_dtype(step, form) if not isinstance(step, Own) else None for step, form in steps]
@@ -100,7 +107,7 @@ class Reducer:
         for i, (operation, dtype) in enumerate(zip(self._operations, self._types, strict=False)):
             last = i == len(self._types) - 1
             into = out if i == len(self._operations) - 1 else None
-            if mask is not None and isinstance(operation, _Tokens):
+            if isinstance(operation, _WholeRows) or (mask is not None and isinstance(operation, _Tokens)):
                 tensor, *more = operation.masked(tensor, mask)
             else:
                 tensor, *more = operation(tensor, into)
@@ -311,7 +318,6 @@ def _project(step: Any, rows: Rows) -> _Operation:
     if mean is not None:
         offset = _on_device(torch.from_numpy(basis.astype(np.float64) @ mean).to(dtype))
     last = rows.channel == len(rows.shape) - 1
-    shape = step.after(rows)[VALUES].shape
 
     def project(x: Tensor, out: Tensor | None) -> tuple[Tensor, ...]:
         target = _same(out, dtype)
@@ -326,7 +332,7 @@ def _project(step: Any, rows: Rows) -> _Operation:
         found = torch.matmul(matrix(x), wide.flatten(2), out=flat)
         if offset is not None:
             found -= offset(x)[:, None]
-        return (found.view(len(x), *shape) if target is None else target,)
+        return (found.view(len(x), step.d, *x.shape[2:]) if target is None else target,)
 
     return project
 
@@ -343,12 +349,14 @@ class _Tokens:
             return (_mean(x, [self._axis], [1], self._shape, self._dtype, out),)
         return (x.select(self._axis, 0 if self._which == "first" else -1),)
 
-    def masked(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def masked(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Return them, of the tokens for which `mask` is true; of rows without any, NaN, or 0 of integers.
 
         Raises:
             CaptureError: the mask is one of another number of tokens.
         """
+        if mask is None:
+            return self(x, None)
         n_tokens = x.shape[self._axis]
         check_tokens(n_tokens, tuple(mask.shape))
         own = mask.to(x.device) != 0
@@ -365,6 +373,80 @@ class _Tokens:
             )
             found = x.gather(self._axis, index).squeeze(self._axis)
         return (torch.where(some, found, math.nan if found.is_floating_point() else 0).to(self._dtype),)
+
+
+class _WholeRows:
+    """A step that is of whole rows, for rows with any places; `reduce_arrays.whole_rows` says the same."""
+
+    def __init__(self, step: Any, rows: Rows) -> None:
+        self._step, self._axes = step, [1 + axis for axis in rows.space]
+        self._bound = [rows.shape[axis] for axis in rows.space]
+        self._dtype = _dtype(step, rows)
+        self._tokens = _Tokens(step, rows) if isinstance(step, Tokens) else None
+
+    def __call__(self, x: Tensor, out: Tensor | None) -> tuple[Tensor, ...]:
+        return self.masked(x, None)
+
+    def masked(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Return what is made of the places that `mask` leaves; None: of all.
+
+        Raises:
+            CaptureError: the mask is one of another number of tokens.
+        """
+        n, axes = len(x), self._axes
+        if 0 in [x.shape[axis] for axis in axes]:
+            x = x.new_zeros([1 if axis in axes else size for axis, size in enumerate(x.shape)])
+            mask = torch.zeros((n, *[1] * len(axes)), dtype=torch.bool, device=x.device)
+        sizes = [x.shape[axis] for axis in axes]
+        if mask is not None and len(axes) == 1:
+            check_tokens(sizes[0], tuple(mask.shape))
+        if self._tokens is not None:
+            return self._tokens.masked(x, mask)
+        own = torch.ones((n, *sizes), dtype=torch.bool, device=x.device)
+        if mask is not None:
+            own = mask.to(x.device) != 0
+        flat = x.movedim(axes, list(range(x.ndim - len(axes), x.ndim))).flatten(x.ndim - len(axes))
+        kept = own.reshape(n, *[1] * (flat.ndim - 2), -1).expand(flat.shape)
+        if isinstance(self._step, TopK):
+            return self._largest(flat, kept, own)
+        if self._step.by == "mean":
+            found = torch.where(kept, _wide(flat), 0).sum(-1) / kept.sum(-1)
+        else:
+            found = torch.where(kept, flat, _least(flat.dtype)).amax(-1)
+        nothing = math.nan if self._dtype.is_floating_point else 0
+        return (torch.where(kept.any(-1), found, nothing).to(self._dtype),)
+
+    def _largest(self, flat: Tensor, kept: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        k, lacking = self._step.k, (0, max(0, self._step.k - flat.shape[-1]))
+        order = flat.sort(dim=-1, descending=True, stable=True).indices
+        there = kept.gather(-1, order).to(torch.uint8)
+        order = order.gather(-1, there.sort(dim=-1, descending=True, stable=True).indices)[..., :k]
+        some = kept.gather(-1, order)
+        numbers = self._numbers(own).reshape(len(flat), *[1] * (flat.ndim - 2), -1).expand(flat.shape)
+        nothing = math.nan if flat.is_floating_point() else 0
+        values = torch.where(some, flat.gather(-1, order), nothing).to(flat.dtype)
+        values = F.pad(values, lacking, value=nothing)
+        positions = F.pad(torch.where(some, numbers.gather(-1, order), -1), lacking, value=-1)
+        if len(self._axes) == 1:
+            values, positions = (part.movedim(-1, self._axes[0]) for part in (values, positions))
+        return values, positions.to(torch.int32)
+
+    def _numbers(self, own: Tensor) -> Tensor:
+        """Return the number of each place among a row's own tokens, or as in the greatest row."""
+        if own.ndim == 2:
+            return own.cumsum(1) - 1
+        number = torch.zeros((1,) * (own.ndim - 1), dtype=torch.int64, device=own.device)
+        for axis, n in enumerate(own.shape[1:]):
+            at = torch.arange(n, device=own.device) * math.prod(self._bound[axis + 1 :])
+            number = number + at.reshape([-1 if i == axis else 1 for i in range(own.ndim - 1)])
+        return number.reshape(1, -1).expand(len(own), -1)
+
+
+def _least(dtype: torch.dtype) -> float | int:
+    """Return what no value of `dtype` is less than."""
+    if dtype.is_floating_point:
+        return -math.inf
+    return 0 if dtype == torch.bool else torch.iinfo(dtype).min
 
 
 def _own(step: Any, rows: Rows) -> _Operation:

@@ -27,12 +27,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import layertap as lt
-import numpy as np
 import pytest
 from layertap.capture.layout import array_view
 from layertap.capture.local import LocalPlace
@@ -44,53 +43,11 @@ torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cases import Case, Held, Inputs, is_leaf, resnet18  # noqa: E402
 from paired import interleaved, ratios, summary  # noqa: E402
 
 ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Case:
-    """A capture whose pace is set by one of its parts."""
-
-    name: str
-    """What sets the pace, or what is special."""
-    model: Callable[[], Any]
-    """Makes the model."""
-    side: int
-    """Height and width of an input of three channels."""
-    batch: int
-    """Rows of a forward."""
-    n_rows: int
-    """Rows in all."""
-    layers: tuple[Any, ...]
-    """What is captured."""
-    dtype: str | None = None
-    """Cast."""
-    codec: str = "none"
-    """Codec."""
-    memory: str = "1GiB"
-    """Host memory of the engine."""
-
-
-class Held(torch.nn.Module):
-    """A model that computes nothing and gives maps of 1 MiB a row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maps = torch.nn.Parameter(torch.randn(16, 64, 64, 64).clamp(min=0))
-
-    def forward(self, inputs: Any) -> Any:
-        return self.maps[: len(inputs)]
-
-
-def resnet18() -> Any:
-    return torchvision.models.resnet18()
-
-
-def is_leaf(name: str, module: Any) -> bool:
-    return not list(module.children())
 
 
 CASES = (
@@ -100,20 +57,6 @@ CASES = (
     Case("few-large-taps", resnet18, 160, 16, 480, ("conv1", "layer1.0")),
     Case("zstd-float16", resnet18, 112, 16, 640, ("conv1", "layer*.1"), "float16", "zstd"),
 )
-
-
-class Inputs(lt.Source):
-    """Noise in memory."""
-
-    name = "noise in memory"
-
-    def __init__(self, case: Case) -> None:
-        self.n_rows = case.n_rows
-        shape = (case.n_rows, 3, case.side, case.side)
-        self.values = np.random.default_rng(0).standard_normal(shape, np.float32)
-
-    def batch(self, rows: range) -> lt.Batch:
-        return lt.Batch(rows, (self.values[rows.start : rows.stop],), columns={})
 
 
 class Arms:

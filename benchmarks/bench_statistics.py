@@ -16,7 +16,6 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-torchvision = pytest.importorskip("torchvision")
+pytest.importorskip("torchvision")
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import resnet20  # noqa: E402
+from cases import Case, Inputs, resnet18  # noqa: E402
 from paired import interleaved, ratios, summary  # noqa: E402
 
 ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
@@ -45,33 +45,11 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is captured."""
-
-    name: str
-    """What it stands for."""
-    model: Callable[[], Any]
-    """Makes the model."""
-    side: int
-    """Height and width of an input of three channels."""
-    batch: int
-    """Rows of a forward."""
-    n_rows: int
-    """Rows in all."""
-    layers: tuple[str, ...]
-    """What is captured."""
-    dtype: str | None = None
-    """Cast."""
-
-
 STAGES = ("conv1", "layer1", "layer2", "layer3")
 CASES = (
     Case("resnet20-stages", resnet20.untrained, 32, 64, 4096, STAGES),
     Case("resnet20-stages-float16", resnet20.untrained, 32, 64, 4096, STAGES, "float16"),
-    Case(
-        "resnet18-stages", lambda: torchvision.models.resnet18().eval(), 112, 16, 640, ("conv1", "layer*.1")
-    ),
+    Case("resnet18-stages", resnet18, 112, 16, 640, ("conv1", "layer*.1")),
 )
 
 
@@ -82,8 +60,7 @@ class Arms:
         self.case, self.folder = case, folder
         torch.manual_seed(0)
         self.model = case.model().eval()
-        shape = (case.n_rows, 3, case.side, case.side)
-        self.inputs = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
+        self.inputs = torch.from_numpy(Inputs(case).values)
 
     def all(self) -> dict[str, Callable[[], None]]:
         """Return the arms by their names."""

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .layout import ArraySpec
+from .ragged import as_stored, check_extents, flat
 from .shard import Shard
 from .store import shard_path
 from .trust import check_room
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .reader import Run
 
 Bytes2D = NDArray[np.uint8]
+Bytes1D = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 #: Shards that are open at the same time, at most; fewer where the system allows fewer files.
@@ -87,6 +89,13 @@ class Chunks:
         #: Rows of an inner chunk of each.
         self.chunk_rows: tuple[int, ...] = tuple(layout.chunk_rows(spec) for spec in self.specs)
         self.block_rows = layout.block_rows
+        #: How each lies on disk: of a ragged one, its elements.
+        self._stored = [as_stored(spec, layout)[:2] for spec in self.specs]
+        self._extents = {
+            i: next(j for j, other in enumerate(self.specs) if other.is_extents and other.group == spec.group)
+            for i, spec in enumerate(self.specs)
+            if spec.is_ragged
+        }
         self._own = _Own()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,12 +114,19 @@ class Chunks:
             wanted: distances of the rows from `first`, increasing, all in one block. Whole inner chunks are
                 read straight to their place where `first` and `target` begin and end with chunks, so rows
                 that are not wanted may be there too.
-            target: shape (rows, row_bytes).
+            target: shape (rows, row_bytes); rows of a ragged array lie at the front of theirs.
 
         Raises:
             StoreError: the block is not committed, or cannot be read.
             FormatError: what is there is not what was written.
         """
+        if array in self._extents:
+            rows = first + wanted
+            extents = self.extents(array, rows)
+            n_bytes = extents[:, 1:].prod(1) * self.specs[array].dtype.itemsize
+            pieces = [target[i][:n] for i, n in zip(wanted.tolist(), n_bytes.tolist(), strict=True)]
+            self.elements(array, rows, extents, pieces)
+            return
         size = self.chunk_rows[array]
         block, at = divmod(first, self.block_rows)
         numbers = np.unique((at + wanted) // size).tolist()
@@ -158,6 +174,54 @@ class Chunks:
             for _ in pool.map(lambda span: read(*span), spans):
                 pass
 
+    def extents(self, array: int, rows: Indices) -> Indices:
+        """Return where each of some rows of a ragged array begins, and its shape; (rows, 1 + axes).
+
+        Raises:
+            StoreError: a block is not committed, or cannot be read.
+            FormatError: what is there cannot be.
+        """
+        beside, order = self._extents[array], np.argsort(rows, kind="stable")
+        found = np.empty((len(rows), 1 + len(self.specs[array].shape)), np.int64)
+        for start, stop in _runs(rows[order] // self.block_rows):
+            these = order[start:stop]
+            first = int(rows[these[0]])
+            wanted, back = np.unique(rows[these] - first, return_inverse=True)
+            check_room((int(wanted[-1]) + 1) * self.specs[beside].row_bytes, "the extents of some rows")
+            table: Bytes2D = np.empty((int(wanted[-1]) + 1, self.specs[beside].row_bytes), np.uint8)
+            self.window(beside, first, wanted, table)
+            found[these] = table.view(np.int64)[wanted][back]
+        check_extents(self.run.path, self.specs[array], self.run.manifest.layout, rows, found)
+        return found
+
+    def elements(self, array: int, rows: Indices, extents: Indices, targets: Sequence[Bytes1D]) -> None:
+        """Read rows of a ragged array, all of them checked, each to a target of its own.
+
+        Args:
+            array: which array.
+            rows: rows of the data set.
+            extents: what `extents` says of them.
+            targets: as many bytes for each as it has.
+
+        Raises:
+            StoreError: a block is not committed, or cannot be read.
+            FormatError: what is there is not what was written.
+        """
+        stored, layout = self._stored[array]
+        chunk, size = layout.chunk_rows(stored), stored.dtype.itemsize
+        room = flat(self.specs[array], self.run.manifest.layout)[1].block_rows
+        last: tuple[tuple[int, int], Bytes1D] | None = None
+        for i in np.argsort(extents[:, 0], kind="stable").tolist():
+            block = int(rows[i]) // self.block_rows
+            at, target, done = (int(extents[i, 0]) - block * room) * size, targets[i], 0
+            while done < len(target):
+                number, skipped = divmod(at + done, chunk * size)
+                if last is None or last[0] != (block, number):
+                    last = (block, number), self._chunk(array, block, number).reshape(-1)
+                n = min(len(target) - done, chunk * size - skipped)
+                target[done : done + n] = last[1][skipped : skipped + n]
+                done += n
+
     def _block_rows(self, array: int, block: int, rows: Indices, positions: Indices, target: Bytes2D) -> None:
         """Read the rows at `positions`, sorted by row and all of one block."""
         size, row_bytes = self.chunk_rows[array], self.specs[array].row_bytes
@@ -197,7 +261,8 @@ class Chunks:
 
     def _read(self, own: _Own, key: tuple[int, int, int]) -> Bytes2D:
         array, block, number = key
-        size, row_bytes = self.chunk_rows[array], self.specs[array].row_bytes
+        stored, layout = self._stored[array]
+        size, row_bytes = layout.chunk_rows(stored), stored.row_bytes
         check_room(size * row_bytes, f"an inner chunk of {self.specs[array].name}")
         chunk: Bytes2D = np.empty((size, row_bytes), np.uint8)
         self._shard(array, block).fill([(number, chunk.reshape(-1).data)])
@@ -225,8 +290,8 @@ class Chunks:
             if opening.shard is None:
                 self.run.check_same()
                 record = self.run.record(block)[1][self.numbers[array]]
-                spec, layout = self.specs[array], self.run.manifest.layout
-                opening.shard = Shard(self.run.place, shard_path(spec, block), spec, layout, record)
+                name = shard_path(self.specs[array], block)
+                opening.shard = Shard(self.run.place, name, *self._stored[array], record)
             return opening.shard
 
     def _mine(self) -> _Own:

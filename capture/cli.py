@@ -271,11 +271,9 @@ def capture(
     if dry_run:
         from .forecast import plan
 
-        if stats or stats_only or fields:
-            raise PlanError(
-                "--dry-run measures no statistics and no fields: leave --stats, --stats-only and --fields out"
-            )
-
+        if fields:
+            raise PlanError("--dry-run finds no fields: leave --fields out")
+        options |= {"stats": stats, "values": not stats_only, "classes": classes}
         click.echo(str(plan(network, source, store, split_patterns(patterns), **options)))
         return
     try:

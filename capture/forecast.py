@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -35,12 +35,13 @@ from .plan import (
     slots_of,
 )
 from .ragged import Padded, Ragged, varying
-from .record import source_of
+from .record import settings_of, source_of
 from .recorder import Facts, column_specs, tried
 from .reduce import Reductions
 from .rehearsal import Rehearsal, batches, rehearsing
 from .score import Score
-from .shard import count_nonfinite
+from .shard import count_nonfinite, index_bytes, plain_bytes
+from .statistics import plan_statistics
 from .taps import Patterns
 
 #: Steps that are timed, after one that warms up.
@@ -74,7 +75,30 @@ class TapForecast:
     reduced_bytes: int
     """Bytes of one row after the reduction, with all parts."""
     disk_bytes: float
-    """Bytes of one row on disk, by the sample, with checksums."""
+    """Bytes of one row on disk, by the sample, with checksums; 0 where statistics alone are kept."""
+
+
+@dataclass(frozen=True)
+class StatisticsForecast:
+    """What the statistics of a capture would take."""
+
+    names: tuple[str, ...]
+    """Which they are."""
+    n_files: int
+    """Files that they add."""
+    rows_bytes: int
+    """Bytes of those that hold means and maxima of rows."""
+    blocks_bytes: int
+    """Bytes of those that hold what merges over blocks; these are encoded, so that is by the sample."""
+    measured_bytes: int
+    """Bytes that they are computed of."""
+    rate: float
+    """Bytes a second of which one writer computes them."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that they add to the store."""
+        return self.rows_bytes + self.blocks_bytes
 
 
 @dataclass(frozen=True)
@@ -113,6 +137,10 @@ class Forecast:
     """Bytes of the blocks that are held at once."""
     memory_problem: str | None
     """Why memory does not hold it, and what would; None where it does."""
+    statistics: StatisticsForecast | None = None
+    """What statistics would take; None where there are none."""
+    values: bool = True
+    """Whether activations are written; else statistics alone."""
 
     @property
     def source_bytes(self) -> int:
@@ -127,7 +155,8 @@ class Forecast:
     @property
     def disk_bytes(self) -> int:
         """Bytes of the whole store."""
-        return int(self.n_rows * (self.column_bytes + sum(tap.disk_bytes for tap in self.taps)))
+        statistics = 0 if self.statistics is None else self.statistics.disk_bytes
+        return statistics + int(self.n_rows * (self.column_bytes + sum(tap.disk_bytes for tap in self.taps)))
 
     @property
     def n_steps(self) -> int:
@@ -139,10 +168,12 @@ class Forecast:
         """Seconds that each stage takes alone for the whole data set: `data`, `forward`, `write`.
 
         Data that are loaded ahead by workers take the thread of the model only what the forward does not
-        hide. Writers encode side by side, and share the disk.
+        hide. Writers compute statistics and encode side by side, and share the disk.
         """
         load_s = self.load_s if not self.workers else max(0.0, self.load_s / self.workers - self.forward_s)
-        write_s = self.reduced_bytes / self.encode_rate / self.n_writers
+        write_s = self.reduced_bytes / self.encode_rate / self.n_writers if self.values else 0.0
+        if self.statistics is not None:
+            write_s += self.statistics.measured_bytes / self.statistics.rate / self.n_writers
         if self.durable_rate is not None:
             write_s += self.disk_bytes / self.durable_rate
         return {"data": load_s * self.n_steps, "forward": self.forward_s * self.n_steps, "write": write_s}
@@ -192,7 +223,10 @@ def plan(
     mask: str | None = "attention_mask",
     dtype: str | None = None,
     codec: str = "none",
+    stats: str | Sequence[str] | None = None,
+    values: bool = True,
     memory: str | int = DEFAULT_MEMORY,
+    classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     backend: str | None = None,
@@ -217,7 +251,10 @@ def plan(
         mask: likewise.
         dtype: likewise.
         codec: likewise.
+        stats: likewise.
+        values: likewise.
         memory: likewise.
+        classes: likewise.
         mean: likewise.
         std: likewise.
         backend: likewise.
@@ -232,13 +269,15 @@ def plan(
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
     source, place = source_of(chosen, data, mean, std, lists=bool(ragged or pad)), place_of(path, storage)
     batch_size = min(batch_size, source.n_rows)
-    if not is_fitted(reduce):
-        reduce = fitted(reduce, chosen, model, source, layers, batch_size, score=score)
     how = varying(ragged, pad, mask)
-    settings = Settings(dtype, codec, memory, writers, place.upload_bytes, reduce=reduce, varying=how)
+    if not is_fitted(reduce):
+        reduce = fitted(reduce, chosen, model, source, layers, batch_size, score=score, varying=how)
+    settings = settings_of(dtype, codec, memory, writers, stats, values, reduce, how)
+    settings = replace(settings, upload_bytes=place.upload_bytes)
+    names = source.classes if classes is None else tuple(classes)
     n_workers = source.default_workers if workers is None else workers
     with rehearsing(chosen, model, layers, score, how) as rehearsal:
-        return _measure(rehearsal, source, place, batch_size, settings, n_workers)
+        return _measure(rehearsal, source, place, batch_size, settings, n_workers, names)
 
 
 def _measure(
@@ -248,6 +287,7 @@ def _measure(
     batch_size: int,
     settings: Settings,
     workers: int,
+    classes: Sequence[str] | None,
 ) -> Forecast:
     loaded, load_s = _loaded(source, batch_size)
     session = rehearsal.session
@@ -255,6 +295,9 @@ def _measure(
     taps = plan_taps(learned, settings, partial(tried, session), session.n_tokens)
     columns = column_specs(loaded[0].columns, session, Facts(text_bytes=source.text_bytes()))
     kept = sum(tap.row_bytes for tap in learned)
+    choice = settings.statistics
+    statistics = plan_statistics([tap.values for tap in taps], columns, choice, classes)
+    settings = replace(settings, kept=statistics)
     layout, n_slots, problem = _layout(taps, columns, batch_size, source.n_rows, settings, kept)
     n_first = len(loaded[0].rows)
     rehearsal.prepare(layout, taps, n_first)
@@ -264,14 +307,15 @@ def _measure(
     rehearsal.put_columns(last)
     samples = [rehearsal.stored(i, len(last.rows)) for i in range(len(layout.arrays))]
     sizes, encode_rate = _encoded(layout, samples)
+    measured = None if statistics is None else rehearsal.measured(len(last.rows))
     durable_rate = place.durable_rate(_probe(samples[: len(layout.moved)]))
     blocks = problem is None
     return Forecast(
         path=str(place),
-        taps=tuple(_tap(tap, sizes, layout.numbers[i]) for i, tap in enumerate(taps)),
+        taps=tuple(_tap(tap, sizes, layout.numbers[i], layout.values) for i, tap in enumerate(taps)),
         n_rows=source.n_rows,
         step_rows=batch_size,
-        column_bytes=sum(sizes[len(layout.moved) :]),
+        column_bytes=sum(sizes[len(layout.moved) :][: len(layout.columns)]),
         load_s=load_s,
         forward_s=forward_s,
         workers=workers,
@@ -283,6 +327,29 @@ def _measure(
         block_rows=layout.block_rows if blocks else None,
         held_bytes=n_slots * layout.block_bytes,
         memory_problem=problem,
+        statistics=measured and _statistics(layout, source.n_rows, len(last.rows), *measured),
+        values=layout.values,
+    )
+
+
+def _statistics(
+    layout: Layout, n_rows: int, n_measured: int, seconds: float, entries: NDArray[np.float64]
+) -> StatisticsForecast:
+    """Return what statistics take, of which those of one step are there."""
+    statistics = layout.statistics
+    assert statistics is not None
+    size, row_bytes = layout.block_rows, sum(tap.row_bytes for tap in layout.taps)
+    blocks = [min(size, n_rows - first) for first in range(0, n_rows, size)]
+    pieces = np.split(entries, statistics.n_pieces)
+    encoded = sum(memoryview(statistics.blocks.encoding.encode(piece.tobytes())).nbytes for piece in pieces)
+    beside = CRC_BYTES * len(pieces) + index_bytes(len(pieces))
+    return StatisticsForecast(
+        statistics.names,
+        len(blocks) * (1 + len(statistics.row_arrays)),
+        sum(plain_bytes(array, layout, n) for array in statistics.row_arrays for n in blocks),
+        len(blocks) * (encoded + beside),
+        n_rows * row_bytes,
+        n_measured * row_bytes / max(seconds, 1e-9),
     )
 
 
@@ -320,7 +387,8 @@ def _layout(
         n_slots = slots_of(layout, settings, kept)
         check_memory(layout, n_slots, settings)
     except PlanError as error:
-        layout = Layout(tuple(values), tuple(columns), step_rows, step_rows, parts=tuple(parts))
+        kept_too = settings.kept, settings.values
+        layout = Layout(tuple(values), tuple(columns), step_rows, step_rows, *kept_too, tuple(parts))
         return layout, 2, str(error)
     return layout, n_slots, None
 
@@ -363,7 +431,7 @@ def _probe(samples: Sequence[NDArray[Any]]) -> bytes:
     return bytes(data * -(-_PROBE_BYTES // len(data)))[:_PROBE_BYTES]
 
 
-def _tap(tap: PlannedTap, sizes: Sequence[float], numbers: Sequence[int]) -> TapForecast:
+def _tap(tap: PlannedTap, sizes: Sequence[float], numbers: Sequence[int], written: bool) -> TapForecast:
     # Of a ragged tap, what the first batch's rows take of their room.
     share = tap.made_bytes / tap.values.row_bytes if tap.values.is_ragged else 1.0
     return TapForecast(
@@ -377,5 +445,5 @@ def _tap(tap: PlannedTap, sizes: Sequence[float], numbers: Sequence[int]) -> Tap
         tap.chain.said(tap.rows),
         tap.learned.row_bytes,
         sum(array.row_bytes for array in (tap.values, *tap.parts)),
-        sizes[numbers[0]] * share + sum(sizes[number] for number in numbers[1:]),
+        sizes[numbers[0]] * share + sum(sizes[number] for number in numbers[1:]) if written else 0.0,
     )

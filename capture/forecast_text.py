@@ -91,12 +91,24 @@ def _totals(forecast: Forecast, width: int) -> list[str]:
         f"{forecast.step_rows}, hooks and copies in it",
         f"write       {show_seconds(stages['write'])}: prepared at {show_bytes(forecast.encode_rate)}/s by "
         f"each of {forecast.n_writers} writers, disk {disk}",
+        *_statistics(forecast),
         f"estimate    {show_seconds(forecast.seconds)} by one process; {_pace(forecast)} sets the pace",
     ]
     lines = [line for text in lines for line in _wrapped(text, width, "", " " * 12)]
     if forecast.memory_problem is not None:
         lines += _wrapped(forecast.memory_problem, width, " " * 12)
     return [*lines, "", "An estimate from a few steps: nothing was stored."]
+
+
+def _statistics(forecast: Forecast) -> list[str]:
+    its = forecast.statistics
+    if its is None:
+        return []
+    alone = "" if forecast.values else ", and no activations"
+    return [
+        f"statistics  {', '.join(its.names)}: {its.n_files:,} files of {show_bytes(its.disk_bytes)}{alone}; "
+        f"computed at {show_bytes(its.rate)}/s by each writer, which is part of write"
+    ]
 
 
 def _memory(forecast: Forecast) -> str:

@@ -26,13 +26,16 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .alike import Alike, alike, joined
 from .dtypes import BFLOAT16
 from .layout import ArraySpec, Layout, array_view
+from .ragged import pack
 from .statistics import (
     BIN_BITS,
     BINS,
@@ -94,6 +97,8 @@ def scratch_bytes(statistics: Statistics | None, step_rows: int) -> int:
     n = min(_PIECE, largest)
     # Values as floats, deviations, masks, and as much again of what numpy makes where some are not finite.
     n_bytes = n * (8 + 8 + 1 + 32)
+    if any(tap.copied for tap in taps):  # values, or codes and which of them are none; and where they are
+        n_bytes += 16 * n + 16 * max(math.prod(tap.positions) for tap in taps if tap.copied)
     if "histogram" in names:
         n_bytes += n * (4 + 4 + 8 + 4) + 3 * 8 * _BINNED_CHANNELS * (BINS + 1)
     if "classes" in names:
@@ -112,7 +117,7 @@ def _gram_bytes(tap: TapFields, step_rows: int) -> int:
     tile, wide = _tiling(tap.channels)
     most = min(max(1, _GRAM_PIECE // wide), step_rows * math.prod(tap.positions))
     values = wide * -(-most // _run(tile)) * _run(tile)
-    return 8 * wide**2 + (8 + 8 + 2) * values
+    return 8 * wide**2 + (8 + 8 + 2 + (16 if tap.copied else 0)) * values
 
 
 def forget_scratch() -> None:
@@ -167,6 +172,9 @@ class _Block:
         self.tap: TapFields = statistics.taps[i]
         n = [min(layout.step_rows, n_rows - j * layout.step_rows) for j in range(len(slabs))]
         self.slabs = [(slab, rows) for slab, rows in zip(slabs, n, strict=True) if rows > 0]
+        if self.array.is_ragged:
+            for j, (slab, rows) in enumerate(self.slabs):
+                pack(self.array, layout, slab, rows, first_row + j * layout.step_rows)
         self.last = channel_last(self.array)
         self.axis = 1 if self.last else 2  # of the positions
         self.out = self.tap.views(entries)
@@ -183,14 +191,15 @@ class _Block:
             out["top_row"].fill(-1)
         first = self.first_row
         for slab, n_rows in self.slabs:
-            values = self._values(slab, n_rows)
             pooled = self._pooled(slab, n_rows)
-            for rows, channels in self._strips(values):
-                self._strip(values, rows, channels, first + rows.start, pooled)
+            for rows, channels in self._strips(n_rows):
+                self._strip(slab, n_rows, rows, channels, first + rows.start, pooled)
             if "histogram" in out and self.last:
-                self._bin_features(values)
+                for some in joined(self.layout, self.i, slab, n_rows):
+                    self._bin_features(some)
             if "class_sum" in out:
-                self._classes(values, self._labels(slab, n_rows))
+                for some in self._alike(slab, n_rows):
+                    self._classes(some, self._labels(slab, n_rows))
             first += n_rows
         if "gram" in out:
             self._gram()
@@ -200,11 +209,8 @@ class _Block:
         for name in ("minimum", "maximum", "mean"):
             out[name][never] = np.nan
 
-    def _values(self, slab: NDArray[np.uint8], n_rows: int) -> Values:
-        """Return a slab's rows: (rows, channels, positions), or (rows, positions, channels)."""
-        values = array_view(self.layout, self.i, slab)[:n_rows]
-        shape = (n_rows, -1, self.tap.channels) if self.last else (n_rows, self.tap.channels, -1)
-        return values.reshape(shape)
+    def _alike(self, slab: NDArray[np.uint8], n_rows: int) -> Iterator[Alike]:
+        return alike(self.layout, self.i, slab, n_rows)
 
     def _pooled(self, slab: NDArray[np.uint8], n_rows: int) -> Values | None:
         """Return where the means and maxima of a slab's rows go: (rows, 2, channels)."""
@@ -217,36 +223,29 @@ class _Block:
         i = next(i for i, column in enumerate(self.layout.columns) if is_label(column))
         return array_view(self.layout, len(self.layout.moved) + i, slab)[:n_rows]
 
-    def _strips(self, values: Values) -> Iterator[tuple[slice, slice]]:
+    def _strips(self, n_rows: int) -> Iterator[tuple[slice, slice]]:
         """Yield rows and channels of which what is known of each row and channel is merged at once."""
         wide = min(self.tap.channels, _STRIP)
         if "histogram" in self.out and not self.last:
-            wide = min(wide, max(_BINNED_CHANNELS, _STRIP // len(values)))
-        yield from _parts(len(values), self.tap.channels, max(1, _STRIP // wide), wide)
+            wide = min(wide, max(_BINNED_CHANNELS, _STRIP // n_rows))
+        yield from _parts(n_rows, self.tap.channels, max(1, _STRIP // wide), wide)
 
     def _strip(
-        self, values: Values, rows: slice, channels: slice, first_row: int, pooled: Values | None
+        self,
+        slab: NDArray[np.uint8],
+        n_slab_rows: int,
+        rows: slice,
+        channels: slice,
+        first_row: int,
+        pooled: Values | None,
     ) -> None:
-        n_rows, n_channels = rows.stop - rows.start, channels.stop - channels.start
-        n_positions = values.shape[self.axis]
-        fit = max(1, _PIECE // n_positions)
-        wide = min(n_channels, fit)
-        if "histogram" in self.out and not self.last:
-            wide = min(wide, max(_BINNED_CHANNELS, fit // n_rows))
-        found = _Moments(*_scratch.take("moments", (5, n_rows, n_channels), np.float64))
-        for some, several in _parts(n_rows, n_channels, max(1, fit // wide), wide):
-            one: _Moments | None = None
-            at = slice(rows.start + some.start, rows.start + some.stop)
-            of = slice(channels.start + several.start, channels.start + several.stop)
-            for start in range(0, n_positions, _PIECE):
-                positions = slice(start, start + _PIECE)
-                piece = _floats(values[(at, positions, of) if self.last else (at, of, positions)])
-                moments = _moments(piece, self.axis)
-                self._count(piece, of, moments)
-                one = moments if one is None else _merged(one, moments)
-            assert one is not None
-            for whole, part in zip(_all(found), _all(one), strict=True):
-                whole[some, several] = part
+        shape = (rows.stop - rows.start, channels.stop - channels.start)
+        found = _Moments(*_scratch.take("moments", (5, *shape), np.float64))
+        for some in self._alike(slab, n_slab_rows):
+            low, high = max(rows.start, some.first), min(rows.stop, some.stop)
+            if low < high:
+                inside = [part[low - rows.start : high - rows.start] for part in _all(found)]
+                self._fill(some, slice(low - some.first, high - some.first), channels, inside)
         self._add(found, channels)
         all_known = found.n.min() > 0
         if pooled is not None:
@@ -254,6 +253,32 @@ class _Block:
             pooled[rows, 1, channels] = found.high if all_known else np.where(found.n > 0, found.high, np.nan)
         if "top_value" in self.out:
             self._rank(found.high, channels, first_row)
+
+    def _fill(self, some: Alike, rows: slice, channels: slice, found: Sequence[Values]) -> None:
+        """Write what is known of each row and channel, and add up what is counted."""
+        n_positions = some.n_positions
+        n_there = max(0, min(channels.stop, some.n_channels) - channels.start) if n_positions else 0
+        if n_there < channels.stop - channels.start:  # of what is not there, as of what is not finite
+            for part, nothing in zip(found, (0, 0, 0, -np.inf, np.inf), strict=True):
+                part[:, n_there:] = nothing
+        if n_there == 0:
+            return
+        n_rows, fit = rows.stop - rows.start, max(1, _PIECE // n_positions)
+        wide = min(n_there, fit)
+        if "histogram" in self.out and not self.last:
+            wide = min(wide, max(_BINNED_CHANNELS, fit // n_rows))
+        for these, several in _parts(n_rows, n_there, max(1, fit // wide), wide):
+            one: _Moments | None = None
+            at = slice(rows.start + these.start, rows.start + these.stop)
+            of = slice(channels.start + several.start, channels.start + several.stop)
+            for start in range(0, n_positions, _PIECE):
+                piece = _floats(some.take(at, of, slice(start, start + _PIECE)))
+                moments = _moments(piece, self.axis)
+                self._count(piece, of, moments)
+                one = moments if one is None else _merged(one, moments)
+            assert one is not None
+            for whole, part in zip(found, _all(one), strict=True):
+                whole[these, several] = part
 
     def _count(self, piece: Values, channels: slice, moments: _Moments) -> None:
         """Add up what is counted: zeros, what is not finite, and the bins."""
@@ -291,13 +316,16 @@ class _Block:
             first = channels.start + start
             self.out["histogram"][first : first + n] += counts[:, :BINS]
 
-    def _bin_features(self, values: Values) -> None:
+    def _bin_features(self, some: Alike) -> None:
         """Count the bins of few features over many positions: those of all would not fit the cache."""
-        for channels in _cut(self.tap.channels, _BINNED_CHANNELS):
+        n_rows, n_positions = some.stop - some.first, some.n_positions
+        if n_positions == 0:
+            return
+        for channels in _cut(some.n_channels, _BINNED_CHANNELS):
             most = _PIECE // (channels.stop - channels.start)
-            for rows in _cut(len(values), max(1, most // values.shape[1])):
-                for positions in _cut(values.shape[1], most):
-                    self._bin(_floats(values[rows, positions, channels]), channels)
+            for rows in _cut(n_rows, max(1, most // n_positions)):
+                for positions in _cut(n_positions, most):
+                    self._bin(_floats(some.take(rows, channels, positions)), channels)
 
     def _rank(self, high: Floats, channels: slice, first_row: int) -> None:
         """Keep the rows with the highest maxima, the earlier of equals."""
@@ -327,25 +355,22 @@ class _Block:
         for same_row in np.split(kept[order], starts[1:]):
             number = int(row.flat[same_row[0]]) - self.first_row
             slab, at = divmod(number, self.layout.step_rows)
-            values = self._values(*self.slabs[slab])[at]
-            position.flat[same_row] = _first(
-                values.T if self.last else values, same_row % self.tap.channels, value.flat[same_row]
-            )
+            some = next(one for one in self._alike(*self.slabs[slab]) if at < one.stop)
+            channels, sought = same_row % self.tap.channels, value.flat[same_row]
+            position.flat[same_row] = some.numbered(_first(some, at - some.first, channels, sought))
 
-    def _classes(self, values: Values, labels: Values) -> None:
+    def _classes(self, rows_of: Alike, labels: Values) -> None:
         """Add each row's map, made smaller, to those of its class."""
         sums, tap = self.out["class_sum"], self.tap
         there = np.flatnonzero((labels >= 0) & (labels < self.statistics.n_classes))
         np.add.at(self.out["class_rows"], labels[there].astype(np.intp), 1)
-        n_positions = values.shape[self.axis]
+        n_positions = rows_of.n_positions
         wide = max(1, min(tap.channels, _PIECE // n_positions))
         high = max(1, _PIECE // (wide * n_positions))
         for start in range(0, tap.channels, wide):
             for first in range(0, len(there), high):
                 rows = there[first : first + high]
-                some = (
-                    values[rows, :, start : start + wide] if self.last else values[rows, start : start + wide]
-                )
+                some = rows_of.take(rows, slice(start, start + wide), slice(None))
                 maps = some.astype(np.float64)
                 if self.last:
                     maps = np.ascontiguousarray(maps.transpose(0, 2, 1))
@@ -360,26 +385,28 @@ class _Block:
         total = _scratch.take("total", (wide, wide), np.float64)
         total.fill(0)
         for slab, n_rows in self.slabs:
-            for tiles in self._tiles(self._values(slab, n_rows)):
+            for tiles in chain.from_iterable(map(self._tiles, joined(self.layout, self.i, slab, n_rows))):
                 product = _scratch.take("product", (tiles.shape[1], tile, tile), np.float64)
                 for i, j in zip(*np.triu_indices(n_tiles), strict=True):
                     np.matmul(tiles[i], tiles[j].swapaxes(1, 2), out=product)
                     total[i * tile : (i + 1) * tile, j * tile : (j + 1) * tile] += product.sum(0)
         self.out["gram"][:] = total[np.triu_indices(n)]
 
-    def _tiles(self, values: Values) -> Iterator[Floats]:
+    def _tiles(self, of: Alike) -> Iterator[Floats]:
         """Yield values as float64 (tiles of channels, runs of positions, channels, positions), zeros behind.
 
         The products of such tiles are so small that the linear algebra library does not share them out among
         threads of its own, which would take the model's processors and wait for the next one in a loop.
         """
-        n, n_positions = self.tap.channels, values.shape[self.axis]
-        tile, wide = _tiling(n)
+        n, n_positions = of.n_channels, of.n_positions
+        if n_positions == 0:
+            return
+        tile, wide = _tiling(self.tap.channels)
         run = _run(tile)
         most = max(1, _GRAM_PIECE // wide)
-        for rows in _cut(len(values), max(1, most // n_positions)):
+        for rows in _cut(of.stop - of.first, max(1, most // n_positions)):
             for positions in _cut(n_positions, most):
-                piece = values[rows, positions] if self.last else values[rows, :, positions]
+                piece = of.take(rows, slice(None), positions)
                 n_here = piece.shape[0] * piece.shape[self.axis]
                 long = -(-n_here // run) * run
                 if self.last:
@@ -607,11 +634,13 @@ def _keys(piece: Values) -> NDArray[np.int32]:
     return keys
 
 
-def _first(values: Values, channels: Values, sought: Floats) -> Values:
-    """Return for some channels of (channels, positions) where the value that is sought there comes first."""
+def _first(of: Alike, row: int, channels: Values, sought: Floats) -> Values:
+    """Return for some channels of a row where the value that is sought there comes first."""
     found = np.full(len(channels), -1)
-    for start in range(0, values.shape[1], _PIECE):
-        some = values[:, start : start + _PIECE]
+    long = max(1, _PIECE // of.n_channels) if of.is_copied else _PIECE
+    for start in range(0, of.n_positions, long):
+        some = of.take(slice(row, row + 1), slice(None), slice(start, start + long))[0]
+        some = some.T if of.last else some
         high = max(1, _PIECE // some.shape[1])
         for i in range(0, len(channels), high):
             same = some[channels[i : i + high]].astype(np.float64) == sought[i : i + high, None]

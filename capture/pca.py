@@ -20,6 +20,7 @@ from .errors import DataError, LayertapError, PlanError
 from .moments import Moments
 from .place import Place
 from .plan import dims_of
+from .ragged import Varying
 from .recorder import tried
 from .reduce import FIT_ROWS, Chain, Pca, Reductions, Rows
 from .reduce_text import chain_from_json, choose, rules
@@ -77,6 +78,7 @@ def fitted(
     batch_size: int,
     place: Place | None = None,
     score: Score | None = None,
+    varying: Varying | None = None,
 ) -> dict[str, Chain]:
     """Return for each tap what it is reduced by, every basis fitted to the first rows.
 
@@ -89,14 +91,19 @@ def fitted(
         batch_size: rows of one forward.
         place: where a store may be whose capture goes on: its bases are taken, where they are the same fit.
         score: what gradients are of.
+        varying: what is asked for of taps whose rows differ in shape.
+
+    Raises:
+        PlanError: the rows of a tap to be fitted may differ in shape.
     """
     known = None if place is None else _manifest(place)
-    with rehearsing(backend, model, layers, score) as rehearsal:
+    with rehearsing(backend, model, layers, score, varying) as rehearsal:
         fits: list[_Fit] | None = None
         n_seen = 0
         for batch in batches(source, batch_size, source.n_rows):
             learned = rehearsal.learn(batch)
             if fits is None:
+                _check_alike(reductions, learned, rehearsal.session.varying)
                 fits = _fits(reductions, learned, rehearsal, place, known)
             for i, fit in enumerate(fits):
                 fit.add(i, rehearsal, n_seen)
@@ -181,6 +188,18 @@ def _with_basis(step: Pca, moments: Moments, what: str) -> Pca:
     explained = float(found.variances.sum())
     share = explained / found.total if found.total else 1.0
     return Pca(None, found.basis, moments.mean, step.rows, min(1.0, share))
+
+
+def _check_alike(reductions: Reductions, learned: Sequence[Learned], varying: Varying) -> None:
+    chains = choose(reductions, [(tap.tap, tap.type) for tap in learned])
+    for tap, chain in zip(learned, chains, strict=True):
+        rule = varying.rule(tap.tap, tap.type)
+        if rule is not None and _unfitted(chain) is not None:
+            raise PlanError(
+                f"{tap.name} is asked for with {rule}, and {chain} would be fitted to what pads its rows "
+                "too. Fit it with layertap.fit_pca to batches without padding (batch_size=1), and give what "
+                "that returns"
+            )
 
 
 def _unfitted(chain: Chain) -> Pca | None:

@@ -332,6 +332,7 @@ class Pipeline:
                 if array.is_ragged:  # what its rows did not need of their room was never there
                     spare = max(0, slot.n_rows * array.row_bytes - record.n_bytes)
                     stages.raw_bytes -= spare
+                    stages.measured_bytes -= spare if self.layout.statistics is not None else 0
                     stages.castable_bytes -= spare * _castable(array) // array.row_bytes
             self._free.append(slot)
             self._lock.notify_all()

@@ -9,7 +9,6 @@ Two blocks let the model fill one while the other is written; the third evens ou
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -26,7 +25,17 @@ from .layout import CHUNK_BYTES, ArraySpec, Layout, slab_bytes
 from .machine import available_bytes, n_cores
 from .measure import scratch_bytes
 from .place import Place
-from .ragged import Form, Rule, Varying, check_pad, extents_spec, is_masked, mask_spec, writer_bytes
+from .ragged import (
+    Form,
+    Rule,
+    Varying,
+    check_pad,
+    check_reduced,
+    extents_spec,
+    is_masked,
+    mask_spec,
+    writer_bytes,
+)
 from .reduce import VALUES, Cast, Chain, Int8, Reductions, Rows
 from .reduce_text import choose
 from .statistics import Choice, Statistics
@@ -124,7 +133,7 @@ class PlannedTap:
     @property
     def made_bytes(self) -> int:
         """Bytes of the values of a row of the first batch, as they are stored."""
-        return math.prod(self.form.rows.shape) * self.values.dtype.itemsize
+        return self.chain.after(self.form.rows)[VALUES].n_bytes
 
 
 #: Tries a chain on the first step's values of a tap, by its number: gives shape and type of a row.
@@ -189,12 +198,19 @@ def _planned_tap(
     asked = chain
 
     def probe(tried: Chain) -> Rows:
+        if rule is not None:
+            raise PlanError(
+                f"{tried.steps[-1]} takes rows of one shape, and {rule} lets them differ: leave out one of "
+                "the two"
+            )
         if trial is None:
             raise PlanError(f"what {tried} makes is not known before it ran")
         shape, dtype = trial(i, tried, rows)
         before = Chain(tried.steps[:-1]).after(rows)[VALUES].dims
         return Rows(shape, before if len(before) == len(shape) else dims_of(shape)[1:], dtype)
 
+    if rule is not None:
+        rows = replace(rows, shape=rule.bound(learned.name, learned.shape))
     try:
         bound = chain.bind(rows, probe)
         made = bound.after(rows)
@@ -213,33 +229,32 @@ def _planned_tap(
         for part, form in made.items()
     )
     masked = is_masked(rule, learned.shape, n_tokens)
-    form = Form(learned.name, rows, asked, bound, rule, masked)
+    form = Form(learned.name, replace(rows, shape=learned.shape), asked, bound, rule, masked)
     if rule is not None:
-        values, parts = _varied(values, form, rule)
+        values, parts = _varied(values, parts, form, rule)
     return PlannedTap(learned, rows, bound, values, tuple(parts), form)
 
 
-def _varied(values: ArraySpec, form: Form, rule: Rule) -> tuple[ArraySpec, list[ArraySpec]]:
+def _varied(
+    values: ArraySpec, parts: list[ArraySpec], form: Form, rule: Rule
+) -> tuple[ArraySpec, list[ArraySpec]]:
     """Return how a tap is stored whose rows vary: with room for the greatest, and what goes with it.
 
     Raises:
-        PlanError: it is reduced too, or cannot be padded so.
+        PlanError: it is reduced by what needs one shape, or cannot be padded so.
     """
-    if not all(isinstance(step, Cast) for step in form.chain.steps):
-        raise PlanError(
-            f"{form.name} is asked for with {rule} and reduced by {form.chain}; rows that vary are cast at "
-            "most. Leave out one of the two"
-        )
+    check_reduced(form.name, rule, form.chain, form.room)
     try:
         form.checked([form.rows.shape], 0)
     except CaptureError as error:
         raise PlanError(str(error)) from None
-    room = replace(values, shape=form.shape)
+    if not form.varies:
+        return values, parts
     if rule.pad is None:
-        room = replace(room, role="ragged")
+        room = replace(values, role="ragged")
         return room, [extents_spec(room)]
     check_pad(form.name, rule.pad, values.dtype)
-    room = replace(room, role="padded")
+    room = replace(values, role="padded")
     return room, [mask_spec(room, form.axes)]
 
 

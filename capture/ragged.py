@@ -17,16 +17,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .dtypes import DType, is_float
-from .errors import CaptureError, PlanError, closest
+from .errors import CaptureError, FormatError, PlanError, closest
 from .layout import CHUNK_BYTES, EXTENTS, ArraySpec, Layout, array_view
-from .reduce import Chain, Rows, Tokens
+from .reduce import VALUES, Chain, Rows
 from .shard import Pieces, buffer_bytes
 from .taps import Layer, TapName, choose
 
@@ -76,9 +76,7 @@ class Rule:
 
     def axes(self, n_axes: int) -> tuple[int, ...]:
         """Return which axes of a row may vary: all but the channels, where not every axis has a size."""
-        if len(self.sizes) == n_axes:
-            return tuple(range(n_axes))
-        return _USUAL.get(n_axes, tuple(range(n_axes)))
+        return tuple(range(n_axes)) if len(self.sizes) == n_axes else usual_axes(n_axes)
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.sizes))
@@ -171,6 +169,11 @@ def _sizes(pattern: str, given: Any) -> tuple[int, ...]:
 # What a tap becomes
 
 
+def usual_axes(n_axes: int) -> tuple[int, ...]:
+    """Return which axes of a row vary where nothing else is said: all but the channels."""
+    return _USUAL.get(n_axes, tuple(range(n_axes)))
+
+
 def extents_spec(values: ArraySpec) -> ArraySpec:
     """Return the array that says where each row of a ragged tap begins, and its shape."""
     folder = values.path.rpartition("/")[0]
@@ -224,6 +227,37 @@ def is_masked(rule: Rule | None, shape: Sequence[int], n_tokens: int | None) -> 
     return 0 in rule.axes(len(shape)) and len(shape) in (1, 2) and shape[0] == n_tokens
 
 
+def check_reduced(name: str, rule: Rule, chain: Chain, room: Rows) -> None:
+    """Refuse what cannot be done to rows that vary, or what is done to channels that may vary.
+
+    Args:
+        name: the tap.
+        rule: what is asked for.
+        chain: what is done to it, bound to `room`.
+        room: the greatest row.
+
+    Raises:
+        PlanError: with the step, and what can be done.
+    """
+    for step, rows in chain.each(room):
+        if not step.is_cast and rows.channel is not None and rows.channel in rule.axes(len(room.shape)):
+            raise PlanError(
+                f"{name} is reduced by {step}, and {rule} lets its channels (the axis "
+                f"{rows.dims[rows.channel]}) vary too; give sizes of the other axes alone, if it has some, "
+                "or leave the reduction out"
+            )
+        if step.of_whole_row:
+            return
+        if not step.by_place:
+            raise PlanError(
+                f"{name} is asked for with {rule} and reduced by {chain}; {step} takes rows of one shape, or "
+                "would give a second array of rows that differ. What acts on each place by itself may be "
+                "done (channels, norm, project, pca, casts), or what makes one shape of all places "
+                "(pool:global, topk:5,space, tokens:mean). Else leave out one of the two: what comes to one "
+                "shape (pool:7) may vary without it"
+            )
+
+
 def check_same(name: str, shape: tuple[int, ...], bound: tuple[int, ...], axes: Sequence[int]) -> None:
     """Refuse another size of an axis that does not vary.
 
@@ -260,7 +294,7 @@ class Form:
     asked: Chain
     """What is done to them, as it was asked for."""
     chain: Chain
-    """The same, bound to the rows of the first batch."""
+    """The same, bound to the rows of the first batch; to the greatest, where they vary."""
     rule: Rule | None = None
     """What is asked for where they vary."""
     masked: bool | None = None
@@ -277,9 +311,28 @@ class Form:
         return () if self.rule is None else self.rule.axes(len(self.rows.shape))
 
     @property
+    def varies(self) -> bool:
+        """Whether rows may differ in shape as they are stored."""
+        return self.rule is not None and not self.chain.of_whole_row
+
+    @property
     def minds_mask(self) -> bool:
         """Whether it matters which tokens of a padded batch are the rows' own."""
-        return self.rule is not None or any(isinstance(step, Tokens) for step in self.chain.steps)
+        return self.rule is not None or any(step.minds_mask for step in self.chain.steps)
+
+    @property
+    def room(self) -> Rows:
+        """The greatest row, as the layer gives it."""
+        return replace(self.rows, shape=self.shape)
+
+    @cached_property
+    def stored(self) -> Rows:
+        """The greatest row, as it is stored."""
+        return self.chain.after(self.room)[VALUES]
+
+    def mask_of(self, shape: Sequence[int], mask: Any) -> Any:
+        """Return `mask` where it says what is the rows' own of a batch of `shape`, else None; see `heeds`."""
+        return mask if mask is not None and self.heeds(shape, mask.shape) else None
 
     def heeds(self, shape: Sequence[int], mask: Sequence[int] | None) -> bool:
         """Return whether a mask of the shape `mask` says what is the rows' own of a batch of `shape`.
@@ -363,7 +416,7 @@ def check_in_time(forms: Sequence[Form]) -> None:
     Raises:
         CaptureError: with the tap.
     """
-    late = next((form for form in forms if form.minds_mask and form.rule is None), None)
+    late = next((form for form in forms if form.minds_mask and not form.varies), None)
     if late is not None:
         raise CaptureError(
             f"{late.name} is reduced by {late.chain} while the model runs, and the mask came after that; "
@@ -435,7 +488,7 @@ def as_written(
         offset, n_bytes = layout.offsets[layout.arrays.index(array)], array.dtype.itemsize
         first, step = block * layout.block_rows, layout.step_rows
         lengths = [
-            _packed(array, layout, slab, n, first + i * step)
+            pack(array, layout, slab, n, first + i * step)
             for i, (slab, n) in enumerate(_steps(layout, slabs, n_rows))
         ]
         cut = [view[offset : offset + n * n_bytes] for view, n in zip(views, lengths, strict=False)]
@@ -456,17 +509,18 @@ def _steps(
             yield slab, n
 
 
-def _sizes_in(layout: Layout, number: int, slab: NDArray[np.uint8], n_rows: int) -> NDArray[np.int64]:
-    """Return the table of a step: where each row begins, and how many elements it has."""
-    table: NDArray[np.int64] = array_view(layout, number, slab)[:n_rows].view(np.int64)
-    return np.stack([table[:, 0], table[:, 1:].prod(1)], 1)
+def pack(array: ArraySpec, layout: Layout, slab: NDArray[np.uint8], n_rows: int, first_row: int) -> int:
+    """Move the rows of a step of a ragged array together in their memory; return their elements.
 
+    The table says where they are then, so that it may be done again.
 
-def _packed(array: ArraySpec, layout: Layout, slab: NDArray[np.uint8], n_rows: int, first_row: int) -> int:
-    """Move the rows of a step together in their memory; return their elements."""
+    Raises:
+        CaptureError: the mask of a row, which is counted from `first_row`, leaves no single run of it.
+    """
     number, extents = layout.numbers_of(array)
     elements = array_view(layout, number, slab).reshape(-1)
-    starts, sizes = _sizes_in(layout, extents, slab, n_rows).T
+    table = array_view(layout, extents, slab)[:n_rows].view(np.int64)
+    starts, sizes = table[:, 0].copy(), table[:, 1:].prod(1)
     ends = np.cumsum(sizes)
     for row in np.flatnonzero(starts != ends - sizes).tolist():
         start, n, end = int(starts[row]), int(sizes[row]), int(ends[row])
@@ -476,7 +530,32 @@ def _packed(array: ArraySpec, layout: Layout, slab: NDArray[np.uint8], n_rows: i
                 "ragged row is one run of tokens. Keep all of it by pad=, or give mask=None (--mask none)"
             )
         elements[end - n : end] = elements[start : start + n]
+    table[:, 0] = ends - sizes
     return int(ends[-1])
+
+
+def check_extents(
+    where: Any, array: ArraySpec, layout: Layout, rows: NDArray[Any], extents: NDArray[np.int64]
+) -> None:
+    """Hold what a store says of rows of a ragged array to what can be.
+
+    Args:
+        where: the store, for the error.
+        array: the array.
+        layout: that of the store.
+        rows: rows of the data set; (rows,).
+        extents: what is said of them; (rows, 1 + axes).
+
+    Raises:
+        FormatError: a row lies where none can.
+    """
+    room = flat(array, layout)[1].block_rows
+    sizes, starts = extents[:, 1:], extents[:, 0] - rows // layout.block_rows * room
+    fits = (sizes >= 0).all(1) & (sizes <= np.array(array.shape)).all(1)
+    fits &= (starts >= 0) & (starts <= room - np.where(fits, sizes.prod(1), 0))
+    if not fits.all():
+        row = int(rows[int(np.argmin(fits))])
+        raise FormatError(f"{where} says that row {row} of {array.name} lies where no row can")
 
 
 def _table(

@@ -10,36 +10,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ragged import Form, runs, table_of
+from .reduce_arrays import apply
 
 Values = NDArray[Any]
 #: What a tap gave: rows of one shape, or one array for each row.
 Given: TypeAlias = Values | list[Values]
 
 
-def put_rows(
-    form: Form, views: Sequence[Values], start: int, row: int, given: Given, mask: Values | None
-) -> None:
+def put_rows(form: Form, views: Sequence[Values], start: int, given: Given, mask: Values | None) -> None:
     """Put rows where they belong in one slab.
 
     Args:
         form: how the tap's rows come.
         views: the tap's memory in the slab, all rows of it: its values, and the table or mask beside them.
         start: the first row in the slab.
-        row: which row of the data set that is.
-        given: the rows.
+        given: the rows, for which there is room, reduced by what is done to each place.
         mask: which tokens of each row are its own; None: all.
-
-    Raises:
-        CaptureError: there is no room for a row.
     """
     assert form.rule is not None
-    form.checked([given.shape[1:]] if isinstance(given, np.ndarray) else [one.shape for one in given], row)
     with np.errstate(all="ignore"):  # a cast that overflows stores an infinity, which is counted
         if form.rule.pad is None:
             _put_ragged(form, views[0], views[1], start, given, mask)
         else:
             rows = slice(start, start + len(given))
             _put_padded(form, views[0][rows], views[1][rows], given, mask)
+
+
+def check_rows(form: Form, row: int, given: Given) -> None:
+    """Refuse rows for which there is no room; the first is `row` of the data set.
+
+    Raises:
+        CaptureError: there is none for one of them.
+    """
+    form.checked([given.shape[1:]] if isinstance(given, np.ndarray) else [one.shape for one in given], row)
+
+
+def reduced_rows(form: Form, given: Given, mask: Values | None) -> tuple[Given, ...]:
+    """Return the parts that rows that vary come to: of those that still do, as they were given.
+
+    Args:
+        form: how the tap's rows come.
+        given: the rows of a whole batch.
+        mask: which tokens of each row are its own; None: all.
+    """
+    if not form.chain.steps:
+        return (given,)
+    if isinstance(given, np.ndarray):
+        return apply(form.chain, given, form.room, form.mask_of(given.shape, mask), varying=True)
+    made = [apply(form.chain, row[None], form.room, varying=True) for row in given]
+    if form.varies:
+        return ([parts[0][0] for parts in made],)
+    return tuple(map(np.concatenate, zip(*made, strict=True)))
 
 
 def put_mask(form: Form, beside: Values, start: int, shape: tuple[int, ...], mask: Values) -> None:
@@ -60,7 +81,7 @@ def put_mask(form: Form, beside: Values, start: int, shape: tuple[int, ...], mas
     assert form.rule is not None
     mine = beside[start : start + len(mask)]
     if form.rule.pad is None:
-        at = start * math.prod(form.shape)
+        at = start * math.prod(form.stored.shape)
         mine.view(np.int64)[:] = table_of(shape[1:], at, len(mask), *runs(mask))
     else:
         _leave_out(mine, mask)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dtypes import DType
-from .errors import FormatError, SelectionError
+from .errors import SelectionError
 from .layout import EXTENTS
-from .ragged import flat
+from .ragged import check_extents, flat
 from .reader import Selector, Tap, Values, chosen_rows
 from .shard import Shard
 from .trust import check_room, empty
@@ -59,6 +59,12 @@ class RaggedTap(Tap):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Values:
         raise self._no_array()
+
+    @property
+    def arrays(self) -> tuple[int, int]:
+        """The arrays of the store's layout that hold its elements and its extents, by their places there."""
+        values, extents = self._run.manifest.layout.numbers[self._index]
+        return values, extents
 
     @property
     def stored_as(self) -> tuple[int, ...]:
@@ -118,7 +124,7 @@ class RaggedTap(Tap):
         if not distinct.size:
             return []
         extents = self._extents(distinct)
-        self._check(distinct, extents, room)
+        check_extents(self._run.path, self._spec, layout, distinct, extents)
         sizes = extents[:, 1:].prod(1)
         what = f"{len(distinct)} rows of {self.name}"
         check_room(int(sizes.sum()) * self._spec.dtype.itemsize, what)
@@ -131,16 +137,6 @@ class RaggedTap(Tap):
             self._fill(self._shard(block), starts.tolist(), [found[i] for i in these.tolist()])
         shaped = [one.reshape(shape) for one, shape in zip(found, extents[:, 1:].tolist(), strict=True)]
         return [shaped[i] for i in back.tolist()]
-
-    def _check(self, rows: NDArray[np.intp], extents: NDArray[np.int64], room: int) -> None:
-        """Hold what is said of rows to what can be."""
-        sizes, blocks = extents[:, 1:], rows // self._run.manifest.layout.block_rows
-        fits = (sizes >= 0).all(1) & (sizes <= np.array(self.bound)).all(1)
-        starts = extents[:, 0] - blocks * room
-        fits &= (starts >= 0) & (starts <= room - np.where(fits, sizes.prod(1), 0))
-        if not fits.all():
-            row = int(rows[int(np.argmin(fits))])
-            raise FormatError(f"{self._run.path} says that row {row} of {self.name} lies where no row can")
 
     def _fill(self, shard: Shard, starts: Sequence[int], targets: Sequence[Values]) -> None:
         """Fill `targets` with the elements of a block from `starts` on; these are in order."""

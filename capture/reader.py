@@ -341,6 +341,7 @@ class Run:
         seed: int = 0,
         drop_last: bool = False,
         part: str | None = None,
+        collate: str = "list",
     ) -> Any:
         """Return a data set for `torch.utils.data.DataLoader`: of rows, or with `batch_size` of batches.
 
@@ -368,6 +369,11 @@ class Run:
             seed: of the random order.
             drop_last: leave out what makes no full batch; then every rank has as many batches.
             part: rank of ranks such as `3/16`; else what `torch.distributed`, or `RANK` and `WORLD_SIZE` say.
+            collate: how a batch of a ragged tap comes, whose single rows are tensors of their own shapes: a
+                `list` of these; `pad`, a tensor of the longest, with zeros behind, and `<tap>/mask`; or
+                `offsets`, a tensor of all rows, one behind the other, with `<tap>/offsets` (row `i` is
+                `values[offsets[i] : offsets[i + 1]]`) and `<tap>/sizes`. Of rows with more axes than
+                (token, feature) that tensor is flat. `dataset.collate` is a loader's `collate_fn`.
 
         Raises:
             SelectionError: the store has no such tap, column or row.
@@ -376,7 +382,7 @@ class Run:
         """
         from .views import packaged
 
-        options = transform, rows, memory, batch_size, shuffle, seed, drop_last, part
+        options = transform, rows, memory, batch_size, shuffle, seed, drop_last, part, collate
         made = packaged("layertap.backends.torch_dataset", "torch", "torch").torch_dataset
         return made(self, taps, columns, *options)
 

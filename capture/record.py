@@ -101,7 +101,9 @@ def record(
         model,
         place_of(path, storage),
         layers,
-        settings=_settings(dtype, codec, memory, writers, stats, values, reduce, varying(ragged, pad, mask)),
+        settings=settings_of(
+            dtype, codec, memory, writers, stats, values, reduce, varying(ragged, pad, mask)
+        ),
         facts=Facts(
             Preprocess(_floats(mean), _floats(std)),
             None if classes is None else tuple(classes),
@@ -208,14 +210,17 @@ def record_dataset(
     source, place = source_of(chosen, data, mean, std, lists=bool(ragged or pad)), place_of(path, storage)
     batch_size = min(batch_size, source.n_rows)
     going_on = None if overwrite else place
+    how = varying(ragged, pad, mask)
     if not is_fitted(reduce):
-        reduce = fitted(reduce, chosen, model, source, layers, batch_size, going_on, score)
+        reduce = fitted(reduce, chosen, model, source, layers, batch_size, going_on, score, how)
     found = found_fields(chosen, model, source, layers, batch_size, going_on, score) if fields else {}
     recorder = Recorder(
         model,
         place,
         layers,
-        settings=_settings(dtype, codec, memory, writers, stats, values, reduce, varying(ragged, pad, mask)),
+        settings=settings_of(
+            dtype, codec, memory, writers, stats, values, reduce, varying(ragged, pad, mask)
+        ),
         facts=Facts(
             source.preprocess,
             tuple(classes) if classes is not None else source.classes,
@@ -240,7 +245,7 @@ def record_dataset(
     return open_run(recorder.place)
 
 
-def _settings(
+def settings_of(
     dtype: str | None,
     codec: str,
     memory: str | int,
@@ -250,6 +255,11 @@ def _settings(
     reduce: Reductions,
     how: Varying,
 ) -> Settings:
+    """Return the settings of a capture from what the user gave.
+
+    Raises:
+        PlanError: there is nothing to keep, or no such statistics.
+    """
     choice = Choice.parse("cheap" if stats is None and not values else stats)
     if not (values or choice.names):
         raise PlanError(

@@ -129,7 +129,7 @@ def about_varying(form: Form) -> Json:
     """Return what the manifest says of a tap whose rows vary."""
     if form.rule is None:
         return {}
-    pad = {} if form.rule.pad is None else {"pad": f"{form.rule.pad:g}"}
+    pad = {} if form.rule.pad is None or not form.varies else {"pad": f"{form.rule.pad:g}"}
     return {"masked": form.masked, **pad}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,13 @@ from .reduce import (
 Values = NDArray[Any]
 
 
-def apply(chain: Chain, values: Values, rows: Rows, mask: Values | None = None) -> tuple[Values, ...]:
+def apply(
+    chain: Chain, values: Values, rows: Rows, mask: Values | None = None, varying: bool = False
+) -> tuple[Values, ...]:
     """Return the parts that `chain`, bound to `rows`, makes of `values` (n_rows, *rows.shape), values first.
+
+    Where they are `varying`, rows have places of their own, as many as `rows` at most, of which `mask` says
+    which are theirs: what is of a whole row is of these.
 
     Raises:
         CaptureError: an own function gave something else than in the first batch; `mask`, which says of
@@ -40,7 +45,9 @@ def apply(chain: Chain, values: Values, rows: Rows, mask: Values | None = None) 
     extras: list[Values] = []
     with np.errstate(all="ignore"):  # what overflows is stored as an infinity, and counted
         for step, form in chain.each(rows):
-            if mask is not None and isinstance(step, Tokens):
+            if varying and step.of_whole_row:
+                values, *more = whole_rows(step, values, form, mask)
+            elif mask is not None and isinstance(step, Tokens):
                 values, *more = masked_tokens(step, values, form, mask)
             else:
                 values, *more = _STEPS[_kind(step)](step, values, form)
@@ -186,6 +193,74 @@ def masked_tokens(step: Any, values: Values, rows: Rows, mask: Values) -> tuple[
     index = at.reshape(-1, *[1] * (values.ndim - 1))
     found = np.take_along_axis(values, index, axis).squeeze(axis)
     return (np.where(kept.any(axis), found, dtype.type(math.nan if is_float(dtype) else 0)).astype(dtype),)
+
+
+def whole_rows(step: Any, values: Values, rows: Rows, mask: Values | None) -> tuple[Values, ...]:
+    """Return what a step that is of whole rows makes of rows with any places, of those that `mask` leaves.
+
+    Of no places it is NaN, or 0 of integers; a position that is not there is -1. Positions are counted among
+    the row's own tokens, else as in a row of the greatest shape.
+    """
+    axes, n = [1 + axis for axis in rows.space], len(values)
+    if 0 in [values.shape[axis] for axis in axes]:
+        shape = [1 if axis in axes else size for axis, size in enumerate(values.shape)]
+        values, mask = np.zeros(shape, values.dtype), np.zeros((n, *[1] * len(axes)), np.bool_)
+    sizes = [values.shape[axis] for axis in axes]
+    if isinstance(step, Tokens):
+        mask = np.ones((n, *sizes), np.bool_) if mask is None else mask
+        return masked_tokens(step, values, rows, mask)
+    if mask is not None and len(axes) == 1:
+        check_tokens(sizes[0], mask.shape)
+    own = np.ones((n, *sizes), np.bool_) if mask is None else mask.astype(np.bool_)
+    flat = np.moveaxis(values, axes, range(values.ndim - len(axes), values.ndim))
+    flat = flat.reshape(*flat.shape[: -len(axes)], -1)
+    kept = np.broadcast_to(own.reshape(n, *[1] * (flat.ndim - 2), -1), flat.shape)
+    form = step.after(rows)["values"]
+    nothing = form.dtype.type(math.nan if is_float(form.dtype) else 0)
+    if isinstance(step, TopK):
+        found, positions = _top_of(
+            step.k, flat, kept, places(own, [rows.shape[a] for a in rows.space]), nothing
+        )
+        if len(axes) == 1:
+            return np.moveaxis(found, -1, axes[0]), np.moveaxis(positions, -1, axes[0])
+        return found, positions
+    if step.by == "mean":
+        with np.errstate(invalid="ignore"):
+            made = np.where(kept, _wide(flat), 0).sum(-1) / kept.sum(-1)
+    else:
+        made = np.where(kept, flat, _least(flat.dtype)).max(-1)
+    return (np.where(kept.any(-1), made, nothing).astype(form.dtype),)
+
+
+def places(own: Values, bound: Sequence[int]) -> Values:
+    """Return the number of each place among a row's own tokens, or as in the greatest row; (rows, places)."""
+    if own.ndim == 2:
+        return np.asarray(own.cumsum(1) - 1)
+    grid = np.ravel_multi_index(np.indices(own.shape[1:]), tuple(bound)).reshape(1, -1)
+    return np.broadcast_to(grid, (len(own), grid.size))
+
+
+def _top_of(k: int, flat: Values, kept: Values, numbers: Values, nothing: Any) -> tuple[Values, Values]:
+    """Return the k largest values on the last axis of those that are kept, and their numbers."""
+    keys = flat.astype(np.float32) if flat.dtype.itemsize <= 2 else flat
+    order = np.flip(keys.shape[-1] - 1 - np.argsort(np.flip(keys, -1), axis=-1, kind="stable"), -1)
+    there = np.take_along_axis(kept, order, -1)
+    order = np.take_along_axis(order, np.argsort(~there, axis=-1, kind="stable"), -1)[..., :k]
+    there = np.take_along_axis(kept, order, -1)
+    numbers = np.broadcast_to(numbers.reshape(len(flat), *[1] * (flat.ndim - 2), -1), flat.shape)
+    found = np.where(there, np.take_along_axis(flat, order, -1), nothing).astype(flat.dtype)
+    positions = np.where(there, np.take_along_axis(numbers, order, -1), -1).astype(np.int32)
+    lacking = [(0, 0)] * (flat.ndim - 1) + [(0, k - found.shape[-1])]
+    return (
+        np.pad(found, lacking, constant_values=nothing),
+        np.pad(positions, lacking, constant_values=-1),
+    )
+
+
+def _least(dtype: Any) -> Any:
+    if is_float(dtype):
+        return dtype.type(-math.inf)
+    return False if dtype.kind == "b" else np.iinfo(dtype).min
 
 
 def check_tokens(n_tokens: int, shape: tuple[int, ...]) -> None:

@@ -17,6 +17,7 @@ from .columns import column_values
 from .data import Batch, Source
 from .errors import CaptureError
 from .layout import Layout, array_view
+from .measure import forget_scratch, measure
 from .pipeline import Piece, Slab
 from .plan import PlannedTap
 from .ragged import Varying
@@ -77,6 +78,22 @@ class Rehearsal:
         assert self._layout is not None
         assert self._slab is not None
         return array_view(self._layout, i, self._slab.memory)[:n_rows]
+
+    def measured(self, n_rows: int) -> tuple[float, NDArray[np.float64]]:
+        """Compute the statistics of what `stored` gives; return seconds of one thread, and the entries."""
+        layout = self._layout
+        assert layout is not None
+        assert layout.statistics is not None
+        assert self._slab is not None
+        entries = np.zeros(layout.statistics.block_bytes // 8)
+        times = []
+        for _ in range(2):  # the first brings the memory that is used again
+            start = time.perf_counter()
+            for i in range(len(layout.taps)):
+                measure(layout, i, [self._slab.memory], n_rows, 0, entries)
+            times.append(time.perf_counter() - start)
+        forget_scratch()
+        return min(times), entries
 
     def _run(self, batch: Batch) -> None:
         output = self.session.forward(batch.inputs, batch.kwargs)

@@ -238,6 +238,19 @@ def _cut(pieces: Sequence[memoryview], n_bytes: int) -> Iterator[memoryview]:
             yield piece[start : start + n_bytes]
 
 
+def plain_bytes(array: ArraySpec, layout: Layout, n_rows: int) -> int:
+    """Return the bytes of a shard that holds `n_rows` rows of an array without a codec."""
+    chunk_rows = layout.chunk_rows(array)
+    chunk_bytes = chunk_rows * array.row_bytes
+    beside = CRC_BYTES if chunk_bytes % PAGE else PAGE
+    return -(-n_rows // chunk_rows) * (chunk_bytes + beside) + index_bytes(layout.block_rows // chunk_rows)
+
+
+def index_bytes(n_chunks: int) -> int:
+    """Return the bytes of the index of a shard of `n_chunks` inner chunks."""
+    return 16 * n_chunks + CRC_BYTES
+
+
 def least_bytes(array: ArraySpec, layout: Layout, n_rows: int) -> int:
     """Return the fewest bytes of a shard that holds `n_rows` rows: a smaller file cannot be one."""
     chunk_rows = layout.chunk_rows(array)

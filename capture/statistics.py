@@ -9,6 +9,10 @@ order; so a result depends on the rows of a store and on the length of its block
 The channel of (token, feature) and of (feature) is the feature; of anything else it is a row's first axis.
 The other axes are *positions*.
 
+Of rows that differ in shape, what is a row's own is measured: a channel or a position that a row lacks has no
+values in it. A vector of any length has no channels: its entries are positions. There are no mean maps then,
+because no position is the same place in two rows. Of int8 codes, it is the values that they stand for.
+
 A value's bin in a histogram is its sign and the upper bits of its float32: octaves from 2**-20 to 2**12,
 eight bins each, one around zero, one at each end. They are the same for every tap, so they merge by addition.
 """
@@ -125,15 +129,18 @@ class TapFields:
     channels: int
     """How many there are."""
     axis: str | None
-    """Name of the axis that they lie on; None where a row is a single value."""
+    """Name of the axis that they lie on; None where there is one channel: of single values, and of vectors of
+    any length."""
     positions: tuple[int, ...]
-    """Sizes of the other axes of a row."""
+    """Sizes of the other axes of a row, the greatest where rows differ in shape."""
     grid: tuple[int, ...]
     """Size of the mean maps of classes; empty where there are none, and the pooled means serve."""
     pooled: int
     """First entry of the row means in `statistics/rows`; the maxima follow. -1: they are not kept."""
     fields: tuple[Field, ...]
     """What is kept for each block."""
+    copied: bool = False
+    """Whether values are not measured as they lie, but copied a piece at a time."""
 
     def views(self, entries: Values) -> dict[str, Values]:
         """Return each field as a view of a block's entries."""
@@ -282,18 +289,6 @@ def plan_statistics(
     names = choice.names
     if not names:
         return None
-    coded = next((tap.name for tap in taps if tap.codes), None)
-    if coded is not None:
-        raise PlanError(
-            f"{coded} is reduced to int8 codes, each with a scale of its own, and statistics are of values: "
-            "leave the statistics out, or reduce it otherwise (to float8, for example)"
-        )
-    vary = next((tap.name for tap in taps if tap.varies), None)
-    if vary is not None:
-        raise PlanError(
-            f"the rows of {vary} differ in shape (ragged=, pad=), and statistics are of rows of one shape: "
-            "leave the statistics out, or reduce it to one shape (tokens:mean, pool:7)"
-        )
     labelled = any(is_label(column) for column in columns)
     n_classes = len(classes or ()) if "classes" in names and labelled else 0
     if "classes" in names and n_classes == 0:
@@ -313,16 +308,23 @@ def is_label(column: ArraySpec) -> bool:
 
 def channel_last(tap: ArraySpec) -> bool:
     """Return whether the channels of `tap` are its last axis, its features."""
-    return tap.dims[-1] in ("feature", "component")
+    return tap.dims[-1] in ("feature", "component") and channel_axis(tap) is not None
+
+
+def channel_axis(tap: ArraySpec) -> int | None:
+    """Return the axis of a row that the channels of `tap` lie on; None where there is one channel."""
+    if not tap.shape or (tap.varies and len(tap.shape) == 1):
+        return None
+    return len(tap.shape) - 1 if tap.dims[-1] in ("feature", "component") else 0
 
 
 def _tap_fields(
     tap: ArraySpec, names: tuple[str, ...], k: int, n_classes: int, start: int, pooled: int
 ) -> TapFields:
-    at = len(tap.shape) - 1 if channel_last(tap) else 0
-    n = tap.shape[at] if tap.shape else 1
-    positions = tap.shape[:at] + tap.shape[at + 1 :]
-    grid = _grid(n, positions, n_classes)
+    at = channel_axis(tap)
+    n = 1 if at is None else tap.shape[at]
+    positions = tap.shape if at is None else tap.shape[:at] + tap.shape[at + 1 :]
+    grid = () if tap.varies else _grid(n, positions, n_classes)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
         ("count", "nan", "inf", "zero", "minimum", "maximum", "mean", "squares"), (n,)
     )
@@ -338,8 +340,9 @@ def _tap_fields(
     for name, shape in shapes.items():
         fields.append(Field(name, shape, start))
         start = fields[-1].stop
-    axis = tap.dims[1 + at] if tap.shape else None
-    return TapFields(n, axis, positions, grid, pooled if "pooled" in names else -1, tuple(fields))
+    axis = None if at is None else tap.dims[1 + at]
+    kept = pooled if "pooled" in names else -1
+    return TapFields(n, axis, positions, grid, kept, tuple(fields), tap.varies or tap.codes)
 
 
 def _grid(n_channels: int, positions: tuple[int, ...], n_classes: int) -> tuple[int, ...]:

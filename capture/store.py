@@ -470,9 +470,8 @@ def check_record(
             raise FormatError(
                 f"{where} gives {array.path} {record.n_bytes} bytes, which cannot hold {n_rows} rows"
             )
-        n_parts = (
-            n_shard_rows * array.row_bytes // array.dtype.itemsize * (2 if array.dtype.kind == "c" else 1)
-        )
+        n_most = n_rows if array.is_ragged else n_shard_rows
+        n_parts = n_most * array.row_bytes // array.dtype.itemsize * (2 if array.dtype.kind == "c" else 1)
         if record.n_nan + record.n_inf > n_parts:
             raise FormatError(f"{where} counts more values that are not finite than {array.path} has")
     return n_rows, tuple(records)

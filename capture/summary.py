@@ -38,7 +38,7 @@ class TapStatistics:
     inf: int
     """Infinite values in it."""
     axis: str | None = None
-    """The axis that the channels lie on."""
+    """The axis that the channels lie on; None: there is one channel."""
     count: Counts | None = None
     """Finite values, (c,)."""
     n_nan: Counts | None = None
@@ -62,13 +62,16 @@ class TapStatistics:
     top_values: Floats | None = None
     """These maxima, (c, k)."""
     top_positions: Counts | None = None
-    """Where in its row each lies, the first of equals: its index on each other axis, (c, k, axes)."""
+    """Where in its row each lies, the first of equals: its index on each other axis, (c, k, axes).
+
+    Of rows that differ in shape too: in the row's own shape, and of padded ones in the padded row."""
     class_rows: Counts | None = None
     """Rows of each class, (classes,)."""
     class_maps: Floats | None = None
     """Mean over the rows of each class, each cell a mean of neighbours; (classes, c, ...). NaN: no rows.
 
-    `RunStatistics.class_means` serves where a map has one cell.
+    `RunStatistics.class_means` serves where a map has one cell, and where rows differ in shape: there is no
+    such map then.
     """
     gram: Floats | None = None
     """Sum over rows and positions of products of two channels, values that are not finite as 0; (c, c)."""
@@ -147,6 +150,10 @@ class RunStatistics(Mapping[str, TapStatistics]):
             return self[name].nan, self[name].inf
         records = [records[i] for records in self._run.records()]
         return sum(record.n_nan for record in records), sum(record.n_inf for record in records)
+
+    def covers(self, name: str) -> bool:
+        """Return whether all values of a tap are counted: of padded rows, only what is their own is."""
+        return self._run.manifest.layout.taps[self._index(name)].role != "padded"
 
     def pooled(
         self, name: str, what: str = "mean", rows: slice | Sequence[int] | Values | None = None

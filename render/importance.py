@@ -61,9 +61,11 @@ def candidates(stats: RunStatistics, name: str, rows: Values, by: str, n: int) -
     if by not in ("mean", "maximum") or "pooled" not in stats.names or any(stats.not_finite(name)):
         return None
     its = stats[name]
-    if its.minimum is None or its.maximum is None or n >= len(its.minimum):
+    if not stats.covers(name) or its.minimum is None or its.maximum is None or n >= len(its.minimum):
         return None
     measures = stats.pooled(name, by, rows).astype(np.float64)
+    if not np.isfinite(measures).all():  # of rows that differ in shape, some have no such channel
+        return None
     measure = measures.mean(0) if by == "mean" else measures.max(0)
     off = np.maximum(np.abs(its.minimum), np.abs(its.maximum)) * (_MEANS_OFF if by == "mean" else _MAXIMA_OFF)
     least = np.partition(measure - off, len(measure) - n)[len(measure) - n]

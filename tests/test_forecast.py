@@ -115,6 +115,7 @@ def test_what_does_not_fit_is_said_and_not_raised(tmp_path, monkeypatch):
     assert "does not fit the memory of 300KiB" in small.memory_problem
     assert "DO NOT HOLD IT" in str(small)
     assert "Give memory=" in " ".join(str(small).split())
+    assert plan(tmp_path / "s", memory="300KiB", stats="cheap").statistics is not None
     monkeypatch.setattr(LocalPlace, "free_bytes", lambda self: 1000)
     full = plan(tmp_path / "s")
     assert not full.fits_disk
@@ -169,3 +170,63 @@ def test_the_command_prints_the_table_and_makes_no_store(tmp_path):
     assert "a and 1 more" not in result.output  # a vector has no windows: it is only cast
     assert "nothing was stored" in lines[-1]
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("values", [True, False], ids=["values", "statistics alone"])
+@pytest.mark.parametrize("stats", ["channels", "cheap", "all"])
+def test_files_and_bytes_of_statistics_are_those_of_the_capture(tmp_path, monkeypatch, stats, values):
+    for name in ("_BLOCK_BYTES", "_SHARD_BYTES"):
+        monkeypatch.setattr(f"layertap.capture.plan.{name}", 30_000)
+    data = lt.ArraySource(VALUES, np.arange(64) % 3)
+    options: Any = {"reduce": REDUCE, "batch_size": 8, "stats": stats, "classes": ("a", "b", "c")}
+    options["values"] = values
+    forecast = lt.plan(Model(), data, tmp_path / "s", ["**"], **options)
+    run = lt.record_dataset(Model(), data, tmp_path / "s", ["**"], **options)
+    assert run.manifest.n_blocks > 3
+    its = forecast.statistics
+    assert its is not None
+    assert its.names == run.stats.names
+    files = {name: data for name, data in contents(tmp_path / "s").items() if name.startswith("statistics/")}
+    files = {name: data for name, data in files.items() if not name.endswith("zarr.json")}
+    assert its.n_files == len(files)
+    of_rows = [len(data) for name, data in files.items() if name.startswith("statistics/rows")]
+    assert its.rows_bytes == sum(of_rows)
+    assert abs(its.blocks_bytes / (sum(map(len, files.values())) - sum(of_rows)) - 1) < 0.1
+    assert abs(forecast.disk_bytes / run.n_bytes - 1) < 0.02
+    assert its.measured_bytes == 64 * sum(tap.row_bytes for tap in run.manifest.layout.taps)
+    assert its.rate > 0
+    assert forecast.block_rows == run.manifest.layout.block_rows
+    assert all((tap.disk_bytes > 0) is values for tap in forecast.taps)
+    text = " ".join(str(forecast).split())
+    assert f"{its.n_files} files of" in text
+    assert ("no activations" in text) is not values
+
+
+def test_time_of_statistics_is_that_of_the_writers(tmp_path):
+    forecast = plan(tmp_path / "s", stats="cheap")
+    assert forecast.statistics is not None
+    its = replace(forecast.statistics, measured_bytes=100 * MB, rate=float(MB))
+    base = replace(forecast, n_writers=2, encode_rate=1e15, durable_rate=None)
+    assert replace(base, statistics=its).stages_s["write"] == pytest.approx(50)
+    assert replace(base, statistics=None).stages_s["write"] == pytest.approx(0, abs=1e-6)
+    alone = replace(base, statistics=its, values=False, encode_rate=1.0)
+    assert alone.stages_s["write"] == pytest.approx(50)
+
+
+def test_the_command_forecasts_statistics_too(tmp_path):
+    np.save(tmp_path / "x.npy", VALUES[:16])
+    (tmp_path / "m.py").write_text("def build():\n    return lambda b: {'a': b, 'b': b.sum((2, 3))}\n")
+    command = [
+        "capture",
+        f"{tmp_path}/m.py:build",
+        f"{tmp_path}/x.npy",
+        str(tmp_path / "s"),
+        "--layers",
+        "**",
+    ]
+    for more in (["--stats", "cheap"], ["--stats-only"]):
+        result = CliRunner().invoke(main, [*command, *more, "--batch-size", "4", "--dry-run"])
+        assert result.exit_code == 0, result.output
+        assert "statistics  channels, pooled, top: 2 files of" in result.output
+        assert max(map(len, result.output.splitlines())) <= 80
+        assert not (tmp_path / "s").exists()

@@ -176,9 +176,15 @@ def test_an_axis_that_was_not_said_to_vary_must_not(tmp_path):
         lt.record_dataset(model, Sequences(left=True), tmp_path / "run", ["**"], batch_size=1, ragged="**:9")
 
 
-def test_rows_that_vary_are_cast_and_not_reduced_otherwise(tmp_path):
-    with pytest.raises(lt.PlanError, match=r"ragged twice:9 and reduced by channels.*Leave out one"):
-        capture(tmp_path / "run", reduce="channels:0")
+def test_what_needs_rows_of_one_shape_is_refused_with_the_way_out(tmp_path):
+    for reduce in ("pool:2", "crop:2", "int8", "topk:2", lambda batch: batch):
+        with pytest.raises(lt.PlanError, match=r"(?i)ragged twice:9.*leave out one of the two"):
+            capture(tmp_path / "run", reduce=reduce)
+    with pytest.raises(lt.PlanError, match=r"lets its channels \(the axis feature\) vary too"):
+        capture(tmp_path / "run", ragged="twice:9x3", reduce="channels:0")
+    with pytest.raises(lt.PlanError, match=r"would be fitted to what pads its rows too.*fit_pca"):
+        capture(tmp_path / "run", reduce="pca:2")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(lt.PlanError, match=r"cannot be padded with 0\.5"):
         lt.record_dataset(
             lambda batch, attention_mask: {"twice": batch.astype(np.int16)},
@@ -300,12 +306,18 @@ def test_the_memory_of_a_ragged_tap_is_that_of_its_bound(tmp_path, monkeypatch):
 # Capture and reading
 
 
-def test_statistics_of_rows_that_differ_in_shape_are_refused(tmp_path):
-    for how in ({}, {"ragged": None, "pad": "twice:9"}):
-        with pytest.raises(lt.PlanError, match=r"rows of twice differ in shape.*leave the statistics out"):
-            capture(tmp_path / "run", stats="cheap", **how)
-    run = capture(tmp_path / "run", ragged=None, reduce="tokens:last", stats="cheap")
-    assert run.stats["twice"].nan == 3 * sum(not len(row) for row in Sequences().rows)
+def test_values_that_are_not_finite_are_counted_and_read(tmp_path):
+    class Odd(Sequences):
+        def batch(self, rows: range) -> lt.Batch:
+            batch = super().batch(rows)
+            batch.inputs[0][:] = np.inf if rows.start % 8 else np.nan
+            return batch
+
+    run = capture(tmp_path / "run", Odd())
+    assert all(not np.isfinite(row).any() for row in run["twice"][:])
+    counted = run.stats["twice"]
+    assert counted.nan + counted.inf == 3 * sum(map(len, Odd().rows))
+    assert not list(verify(tmp_path / "run"))
 
 
 def test_the_report_counts_what_the_rows_took_and_not_their_room(tmp_path):
@@ -733,7 +745,7 @@ def test_rows_of_one_shape_are_drawn_and_others_refused(tmp_path):
         lt.draw(run, "grid", rows=[0, 5], layers="twice")
 
 
-@pytest.mark.parametrize("view", ["numpy", "dask", "xarray", "dataset", "torch"])
+@pytest.mark.parametrize("view", ["numpy", "dask", "xarray", "dataset"])
 def test_views_that_are_one_array_refuse_them_with_the_way_out(tmp_path, view):
     tap = (run := capture(tmp_path / "run"))["twice"]
     views = {
@@ -741,7 +753,6 @@ def test_views_that_are_one_array_refuse_them_with_the_way_out(tmp_path, view):
         "dask": lambda: tap.dask(),
         "xarray": lambda: tap.xarray(),
         "dataset": lambda: run.xarray(),
-        "torch": lambda: run.torch_dataset(),
     }
     with pytest.raises(lt.SelectionError, match=r"twice differ in shape and make no array.*pad="):
         views[view]()
@@ -778,3 +789,131 @@ def data():
     assert invoke("--tokens", "last")[5].tolist() == (rows[5] * 2)[-1].tolist()
     invoke("--ragged", "twice:9", "--dry-run")
     shutil.rmtree(tmp_path / "run")
+
+
+# Reductions
+
+
+BASIS = np.random.default_rng(3).standard_normal((2, 3)).astype(np.float32)
+
+
+def of_places(text: str, row: np.ndarray) -> np.ndarray:
+    """Return what a reduction of each place makes of a row of tokens, by numpy in float64."""
+    wide = row.astype(np.float64)
+    if text.startswith("channels"):
+        return wide[:, [2, 0]]
+    if text.startswith("norm"):
+        return np.sqrt((wide**2).sum(1, keepdims=True))
+    return wide @ BASIS.T.astype(np.float64)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("text", ["channels:2,0", "norm:l2", "project", "channels:2,0|float16"])
+def test_what_is_done_to_each_place_keeps_rows_in_their_own_shape(tmp_path, text, left):
+    source = Sequences(left=left)
+    reduce: Any = lt.reduce.Pca(None, BASIS) if text == "project" else text
+    run = capture(tmp_path / "run", source, reduce=reduce)
+    padded = capture(tmp_path / "padded", source, reduce=reduce, ragged=None, pad="twice:11,-1")["twice"]
+    tap = run["twice"]
+    assert tap.is_ragged
+    assert str(tap.reduction).startswith(text[:3] if text != "project" else "pca")
+    for row, true in enumerate(source.rows):
+        expected = of_places(text, true * 2)
+        assert tap[row].shape == expected.shape
+        assert np.allclose(tap[row], expected, rtol=1e-3 if "float16" in text else 1e-5, atol=1e-6), row
+        own = padded[row][padded.mask[row]]
+        assert own.tobytes() == tap[row].tobytes()
+    if text == "project":
+        assert np.array_equal(tap.constants["basis"], BASIS)
+    assert not list(verify(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("how", [{}, {"ragged": None, "pad": "twice:9"}])
+@pytest.mark.parametrize("text", ["pool:global", "pool:global,max", "tokens:mean", "tokens:last"])
+def test_what_is_made_of_a_whole_row_is_made_of_its_own_tokens(tmp_path, text, how, left):
+    source = Sequences(left=left)
+    tap = capture(tmp_path / "run", source, reduce=f"channels:2,0|{text}", **how)["twice"]
+    assert not tap.is_ragged
+    assert tap.shape == (N_ROWS, 2)
+    of: Any = {"pool:global,max": lambda x: x.max(0), "tokens:last": lambda x: x[-1]}
+    for row, true in enumerate(source.rows):
+        expected = of.get(text, lambda x: x.mean(0))((true * 2)[:, [2, 0]]) if len(true) else [np.nan] * 2
+        assert np.allclose(tap[row], expected, rtol=1e-5, equal_nan=True), row
+    assert tap._about["masked"] is True
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_the_largest_places_are_those_of_the_rows_own_tokens(tmp_path, left):
+    source = Sequences(left=left)
+    tap = capture(tmp_path / "run", source, reduce="topk:4,space")["twice"]
+    assert tap.shape == (N_ROWS, 4, 3)
+    assert tap.dims == ("row", "rank", "feature")
+    for row, true in enumerate(source.rows):
+        order = np.argsort(-true, axis=0, kind="stable")[:4]
+        lacking = [(0, 4 - len(order)), (0, 0)]
+        top = np.pad(np.take_along_axis(true * 2, order, 0), lacking, constant_values=np.nan)
+        assert np.array_equal(tap[row], top, equal_nan=True), row
+        assert np.array_equal(tap.positions[row], np.pad(order, lacking, constant_values=-1))
+
+
+def maps_of(n_rows: int = 9) -> list[np.ndarray]:
+    rng = np.random.default_rng(5)
+    shapes = [(2, int(h), int(w)) for h, w in rng.integers(1, 6, (n_rows, 2))]
+    shapes[4] = (2, 0, 3)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+class Numbers(lt.Source):
+    name, n_rows = "numbers", 9
+
+    def batch(self, rows: range) -> lt.Batch:
+        return lt.Batch(rows, (np.array(rows),))
+
+
+def test_lists_of_rows_are_reduced_one_by_one(tmp_path):
+    maps = maps_of()
+
+    def take(name: str, reduce: str) -> Any:
+        options: Any = {"batch_size": 4, "ragged": "maps:5", "reduce": reduce}
+        return lt.record_dataset(
+            lambda batch: {"maps": [maps[i] for i in batch.tolist()]}, Numbers(), tmp_path / name, ["maps"],
+            **options,
+        )["maps"]  # fmt: skip
+
+    norms, means, top = (
+        take(str(i), text) for i, text in enumerate(("norm:l1", "pool:global", "topk:3,space"))
+    )
+    for row, true in enumerate(maps):
+        assert np.allclose(norms[row], np.abs(true).sum(0, keepdims=True), rtol=1e-6)
+        assert norms[row].shape == (1, *true.shape[1:])
+        mean = true.mean((1, 2)) if true.size else [np.nan] * 2
+        assert np.allclose(means[row], mean, rtol=1e-5, equal_nan=True)
+        for channel in range(2):
+            for value, at in zip(top[row, channel], top.positions[row, channel], strict=True):
+                y, x = divmod(int(at), 5)  # as in the greatest row
+                assert at == -1 or value == true[channel, y, x]
+            there = np.sort(true[channel].ravel())[::-1][:3]
+            assert top[row, channel, : len(there)].tolist() == there.tolist()
+            assert np.isnan(top[row, channel, len(there) :]).all()
+
+
+def test_statistics_are_of_what_rows_that_vary_were_reduced_to(tmp_path):
+    run = capture(tmp_path / "run", reduce="channels:2", stats="cheap")
+    whole = np.concatenate([row[:, 2] * 2 for row in Sequences().rows])
+    its = run.stats["twice"]
+    assert (its.count[0], its.maximum[0]) == (whole.size, whole.max())
+
+
+def test_a_mask_that_comes_after_whole_rows_were_reduced_is_refused(tmp_path):
+    class Beside(Sequences):
+        def batch(self, rows: range) -> lt.Batch:
+            batch = super().batch(rows)
+            batch.columns["attention_mask"] = batch.kwargs.pop("attention_mask")
+            return batch
+
+    with pytest.raises(lt.CaptureError, match="twice is reduced by pool:global while the model runs"):
+        capture(tmp_path / "run", Beside(), reduce="pool:global")
+    capture(tmp_path / "argument", reduce="norm:l2")
+    run = capture(tmp_path / "beside", Beside(), reduce="norm:l2")
+    assert run["twice"].shapes.tolist() == lt.open(tmp_path / "argument")["twice"].shapes.tolist()

@@ -400,3 +400,95 @@ def test_by_way_of_a_device_the_store_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_slabs, "DEVICES", {"cpu": Host})
     record(model, tmp_path / "device", ["embed", "head"], **options)
     assert contents(tmp_path / "device") == contents(tmp_path / "plain")
+
+
+# Reductions
+
+
+BASIS = np.random.default_rng(3).standard_normal((3, 8)).astype(np.float32)
+REDUCTIONS: list[Any] = [
+    *("channels:6,0,3", "channels:stride=2|bfloat16", "norm:l2", "norm:max|float8_e4m3fn", "project:3"),
+    *(lt.reduce.Pca(None, BASIS, BASIS[0]), "pool:global", "pool:global,max|float16", "tokens:mean"),
+    *(
+        "tokens:last",
+        "topk:4,space",
+        "channels:0,1|topk:12,space|float16",
+        "pool:global|int8",
+        "float8_e4m3fn",
+    ),
+]
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("reduce", REDUCTIONS, ids=str)
+def test_rows_that_vary_are_reduced_as_numpy_does_it(tmp_path, reduce, left):
+    """The same hidden states go through torch's reductions, and through the reference's."""
+    model, names = Encoder(), ["head"]
+    clones = Clones(model, names)
+    whole = record(model, tmp_path / "torch", names, left, ragged="head:9", reduce=reduce)
+    given = [
+        np.stack([clones.rows["head"][i].numpy() for i in range(first, first + len(lengths))])
+        for first, lengths in zip(np.cumsum([0, *map(len, LENGTHS)]), LENGTHS, strict=False)
+    ]
+    with lt.record(
+        lambda batch, attention_mask: {"head": batch}, tmp_path / "numpy", ["head"], ragged="head:9",
+        reduce=reduce,
+    ) as rec:  # fmt: skip
+        for batch, (_, mask) in zip(given, batches(left), strict=True):
+            rec(batch, attention_mask=mask.numpy())
+    reference = lt.open(tmp_path / "numpy")["head"]
+    tap = whole["head"]
+    assert type(tap) is type(reference)
+    assert (tap.dtype, tap.dims) == (reference.dtype, reference.dims)
+    for row in range(len(tap)):
+        found, true = (np.asarray(one[row], np.float64) for one in (tap, reference))
+        assert found.shape == true.shape
+        assert np.allclose(found, true, rtol=0.02, atol=1e-5, equal_nan=True), row
+    for name, part in reference.parts.items():
+        if name == "positions":
+            assert np.array_equal(tap.parts[name][:], part[:])
+
+
+def test_lists_and_maps_of_any_size_are_reduced_as_numpy_does_it(tmp_path):
+    rng = np.random.default_rng(0)
+    maps = [
+        rng.standard_normal((4, int(h), int(w))).astype(np.float32) for h, w in rng.integers(1, 7, (10, 2))
+    ]
+    maps[3] = np.zeros((4, 0, 2), np.float32)
+
+    class Lists(nn.Module):
+        def forward(self, numbers: Tensor) -> list[Tensor]:
+            return [torch.from_numpy(maps[i]) for i in numbers.tolist()]
+
+    reductions = ["norm:l1", "project:2", "pool:global", "pool:global,max", "topk:5,space", "channels:3,0"]
+    for i, reduce in enumerate(reductions):
+        for name, model in (
+            ("torch", Lists()),
+            ("numpy", lambda numbers: {".": [maps[i] for i in numbers.tolist()]}),
+        ):
+            options: dict[str, Any] = {"batch_size": 3, "ragged": ".:6", "reduce": reduce}
+            rows = torch.arange(10) if name == "torch" else np.arange(10)
+            lt.record_dataset(model, np.asarray(rows), tmp_path / f"{name}{i}", ["."], **options)
+        ours, reference = (lt.open(tmp_path / f"{name}{i}")["."] for name in ("torch", "numpy"))
+        for row in range(10):
+            assert ours[row].shape == reference[row].shape
+            assert np.allclose(ours[row], reference[row], rtol=1e-5, atol=1e-6, equal_nan=True), (reduce, row)
+        if "topk" in reduce:
+            assert np.array_equal(ours.positions[:], reference.positions[:])
+            assert (ours.positions[3] == -1).all()
+
+
+def test_pictures_of_two_sizes_are_reduced_where_they_lie(tmp_path):
+    model = Convolutions().eval()
+    clones = Clones(model, ["conv"])
+    generator = torch.Generator().manual_seed(1)
+    with (
+        torch.no_grad(),
+        lt.record(model, tmp_path / "run", ["conv"], ragged="conv:12", reduce="project:2") as rec,
+    ):
+        for n, height, width in [(4, 8, 9), (3, 5, 12), (2, 12, 12)]:
+            rec(torch.randn(n, 3, height, width, generator=generator))
+    tap = lt.open(tmp_path / "run")["conv"]
+    for i, row in enumerate(clones.rows["conv"]):
+        expected = np.einsum("kc,cyx->kyx", tap.constants["basis"], row.numpy())
+        assert np.allclose(tap[i], expected, rtol=1e-4, atol=1e-5)

@@ -387,7 +387,7 @@ def test_top_values_may_be_cast_to_codes(tmp_path):
     assert (true[..., 0] == places.max(2)).all()
 
 
-def test_statistics_are_of_the_reduced_values_and_codes_have_none(tmp_path):
+def test_statistics_are_of_the_reduced_values_and_of_what_codes_stand_for(tmp_path):
     reduce = {"few": "project:2", "top": "topk:2", "small": "pool:4|float16"}
     run = lt.record_dataset(
         model, VALUES[8:], tmp_path / "s", ["few", "top", "small"], reduce=reduce, stats="cheap", batch_size=4
@@ -401,5 +401,10 @@ def test_statistics_are_of_the_reduced_values_and_codes_have_none(tmp_path):
     )
     assert np.array_equal(alone.stats["top"].mean, run.stats["top"].mean)
     assert not list((tmp_path / "t" / "taps").rglob("c.*"))
-    with pytest.raises(lt.PlanError, match="plain is reduced to int8 codes"):
-        lt.record_dataset(model, VALUES, tmp_path / "u", ["plain"], reduce="int8", stats="cheap")
+    coded = lt.record_dataset(
+        model, VALUES, tmp_path / "u", ["plain"], reduce="topk:3,space|int8", stats="cheap", batch_size=4
+    )
+    values = coded["plain"][...].astype(np.float64)
+    finite = np.where(np.isfinite(values), values, np.nan)
+    assert np.allclose(coded.stats["plain"].mean, np.nanmean(finite, (0, 2)), rtol=1e-5)
+    assert (coded.stats["plain"].nan, coded.stats["plain"].inf) == (1, 1)
