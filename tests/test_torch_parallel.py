@@ -108,6 +108,7 @@ def test_ddp_may_be_compiled_inside_and_outside(tmp_path):
 
 
 PROCESS = """
+import gc
 import sys
 import torch
 import layertap as lt
@@ -126,7 +127,10 @@ grads = [p.grad.clone() for p in wrapped.parameters()]
 both = [torch.zeros_like(grads[0]) for _ in range(2)]
 torch.distributed.all_gather(both, grads[0])
 assert torch.equal(both[0], both[1])  # what a loop runs is DDP itself, which adds up gradients
+# Gloo's threads end with the last that holds the group; one that frees a tensor while Python ends aborts the process.
 torch.distributed.destroy_process_group()
+del wrapped, batch, run, rec, grads, both
+gc.collect()
 """
 
 
@@ -143,6 +147,7 @@ def test_ddp_of_two_processes_makes_the_store_of_one(tmp_path):
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     whole = capture(model(), tmp_path / "plain")
     assert whole.manifest.n_blocks % 2 == 1
     assert contents(tmp_path / "together") == contents(tmp_path / "plain")
