@@ -1,8 +1,9 @@
 """What a capture would take: bytes of each tap, time, and what would set the pace. Nothing is stored.
 
 A few steps run with all that their hooks do, in memory of one step; a sample of each array is encoded, and a
-file is made durable where the store would be. What comes of it is an estimate: rates change, the first steps
-of a model may be slower than the rest, and writers share the processor with a model on the CPU.
+file is made durable where the store would be. What runs beside a model on the CPU takes processors from it:
+no capture is quicker than the processor time of all stages over the processors there are. What comes of it is
+an estimate: rates change, and the first steps of a model may be slower than the rest.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .data import Batch, Source
 from .errors import PlanError
 from .files import PAGE
 from .layout import ArraySpec, Layout
+from .machine import n_cores
 from .pca import fitted, is_fitted
 from .place import PathLike, Place, place_of
 from .plan import (
@@ -38,7 +40,7 @@ from .ragged import Padded, Ragged, varying
 from .record import settings_of, source_of
 from .recorder import Facts, column_specs, tried
 from .reduce import Reductions
-from .rehearsal import Rehearsal, batches, rehearsing
+from .rehearsal import Rehearsal, Spent, batches, rehearsing
 from .score import Score
 from .shard import count_nonfinite, index_bytes, plain_bytes
 from .statistics import plan_statistics
@@ -119,6 +121,12 @@ class Forecast:
     """Seconds in which one thread loads a step's batch."""
     forward_s: float
     """Seconds of a step's forward, with its hooks, reductions and copies to the host."""
+    load_cpu_s: float
+    """Processor seconds of all threads while a step's batch is loaded."""
+    forward_cpu_s: float
+    """Processor seconds of all threads in a step's forward."""
+    n_cores: int
+    """Processors that this process may run on."""
     workers: int
     """Threads or processes that load ahead; 0: the thread of the model loads."""
     n_writers: int
@@ -171,12 +179,23 @@ class Forecast:
         hide. Writers compute statistics and encode side by side, and share the disk.
         """
         load_s = self.load_s if not self.workers else max(0.0, self.load_s / self.workers - self.forward_s)
-        write_s = self.reduced_bytes / self.encode_rate / self.n_writers if self.values else 0.0
-        if self.statistics is not None:
-            write_s += self.statistics.measured_bytes / self.statistics.rate / self.n_writers
+        write_s = self._writers_s / min(self.n_writers, self.n_cores)
         if self.durable_rate is not None:
             write_s += self.disk_bytes / self.durable_rate
         return {"data": load_s * self.n_steps, "forward": self.forward_s * self.n_steps, "write": write_s}
+
+    @property
+    def processors_s(self) -> float:
+        """Seconds in which all processors have done what all stages need: the model, writers, and loading."""
+        of_steps = (self.load_cpu_s + self.forward_cpu_s) * self.n_steps
+        return (of_steps + self._writers_s) / self.n_cores
+
+    @property
+    def _writers_s(self) -> float:
+        """Seconds in which one thread sums, encodes and computes statistics."""
+        encoding = self.reduced_bytes / self.encode_rate if self.values else 0.0
+        its = self.statistics
+        return encoding + (its.measured_bytes / its.rate if its is not None else 0.0)
 
     @property
     def bottleneck(self) -> str:
@@ -190,7 +209,7 @@ class Forecast:
     def seconds(self) -> float:
         """Estimated seconds of the capture by one process."""
         stages = self.stages_s
-        return max(stages["data"] + stages["forward"], stages["write"])
+        return max(stages["data"] + stages["forward"], stages["write"], self.processors_s)
 
     @property
     def fits_disk(self) -> bool:
@@ -289,7 +308,7 @@ def _measure(
     workers: int,
     classes: Sequence[str] | None,
 ) -> Forecast:
-    loaded, load_s = _loaded(source, batch_size)
+    loaded, load = _loaded(source, batch_size)
     session = rehearsal.session
     learned = rehearsal.learn(loaded[0])
     taps = plan_taps(learned, settings, partial(tried, session), session.n_tokens)
@@ -301,7 +320,7 @@ def _measure(
     layout, n_slots, problem = _layout(taps, columns, batch_size, source.n_rows, settings, kept)
     n_first = len(loaded[0].rows)
     rehearsal.prepare(layout, taps, n_first)
-    forward_s = _forward_s(rehearsal, loaded)
+    forward = _forward(rehearsal, loaded)
     # What the last timed step, or the first, left in memory.
     last = loaded[-1]
     rehearsal.put_columns(last)
@@ -316,8 +335,11 @@ def _measure(
         n_rows=source.n_rows,
         step_rows=batch_size,
         column_bytes=sum(sizes[len(layout.moved) :][: len(layout.columns)]),
-        load_s=load_s,
-        forward_s=forward_s,
+        load_s=load.wall_s,
+        forward_s=forward.wall_s,
+        load_cpu_s=load.cpu_s,
+        forward_cpu_s=forward.cpu_s,
+        n_cores=n_cores(),
         workers=workers,
         n_writers=settings.n_writers,
         encode_rate=encode_rate,
@@ -353,21 +375,21 @@ def _statistics(
     )
 
 
-def _loaded(source: Source, batch_size: int) -> tuple[list[Batch], float]:
-    """Return the first batches, all of the first one's length, and the seconds of one of them."""
+def _loaded(source: Source, batch_size: int) -> tuple[list[Batch], Spent]:
+    """Return the first batches, all of the first one's length, and what one of them takes."""
     found: list[Batch] = []
     times = []
-    start = time.perf_counter()
+    start = Spent.until_now()
     for batch in islice(batches(source, batch_size, (1 + _STEPS) * batch_size), 1 + _STEPS):
-        times.append(time.perf_counter() - start)
+        times.append(Spent.until_now() - start)
         if not found or len(batch.rows) == len(found[0].rows):
             found.append(batch)
-        start = time.perf_counter()
+        start = Spent.until_now()
     return found, min(times[: len(found)])
 
 
-def _forward_s(rehearsal: Rehearsal, loaded: Sequence[Batch]) -> float:
-    """Return the seconds of the quickest of a few warm steps; a single batch is run again."""
+def _forward(rehearsal: Rehearsal, loaded: Sequence[Batch]) -> Spent:
+    """Return what the quickest of a few warm steps takes; a single batch is run again."""
     following = list(loaded[1:]) or [loaded[0]] * _STEPS
     return min(rehearsal.timed(batch) for batch in following)
 

@@ -121,7 +121,9 @@ def _memory(forecast: Forecast) -> str:
 
 
 def _pace(forecast: Forecast) -> str:
-    return {"data": "loading", "forward": "the model", "write": "writing"}[forecast.bottleneck]
+    pace = {"data": "loading", "forward": "the model", "write": "writing"}[forecast.bottleneck]
+    shared = forecast.seconds == forecast.processors_s
+    return f"{pace}, slowed by what shares its {forecast.n_cores} processors," if shared else pace
 
 
 def _each(seconds: float) -> str:

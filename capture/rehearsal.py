@@ -6,7 +6,7 @@ import contextlib
 import mmap
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,24 @@ from .plan import PlannedTap
 from .ragged import Varying
 from .score import PREDICTION, Score
 from .taps import Patterns
+
+
+@dataclass(frozen=True, order=True)
+class Spent:
+    """What passed from one instant to another; the shorter is the lesser."""
+
+    wall_s: float
+    """Seconds."""
+    cpu_s: float
+    """Seconds of all processors that this process had."""
+
+    @classmethod
+    def until_now(cls) -> Spent:
+        """Return what passed until now, from an instant that is always the same."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, before: Spent) -> Spent:
+        return Spent(self.wall_s - before.wall_s, self.cpu_s - before.cpu_s)
 
 
 class Rehearsal:
@@ -58,12 +76,12 @@ class Rehearsal:
         self.session.replay(self._pieces(n_rows))
         self._move(n_rows)
 
-    def timed(self, batch: Batch) -> float:
-        """Run a batch with all that its hooks and copies do; return the seconds until its rows are there."""
-        start = time.perf_counter()
+    def timed(self, batch: Batch) -> Spent:
+        """Run a batch with all that its hooks and copies do; return what passes until its rows are there."""
+        start = Spent.until_now()
         self._run(batch)
         self._move(len(batch.rows))
-        return time.perf_counter() - start
+        return Spent.until_now() - start
 
     def put_columns(self, batch: Batch) -> None:
         """Put a batch's columns beside its taps."""

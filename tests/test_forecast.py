@@ -92,7 +92,7 @@ def test_a_model_of_torch_is_left_as_it_was(tmp_path):
 
 def test_the_estimate_is_arithmetic_on_what_was_measured(tmp_path):
     base = replace(plan(tmp_path / "s"), n_rows=8000, load_s=0.1, forward_s=0.4, workers=0, n_writers=2)
-    base = replace(base, durable_rate=1e12, encode_rate=1e12)
+    base = replace(base, durable_rate=1e12, encode_rate=1e12, load_cpu_s=0, forward_cpu_s=0, n_cores=2)
     assert base.bottleneck == "forward"
     assert base.seconds == pytest.approx(1000 * 0.5)
     loaded = replace(base, workers=2)
@@ -107,6 +107,23 @@ def test_the_estimate_is_arithmetic_on_what_was_measured(tmp_path):
     assert replace(written, durable_rate=None).seconds == pytest.approx(
         max(500, base.reduced_bytes / (MB / 2))
     )
+    alone = replace(written, durable_rate=None, n_writers=8, n_cores=8)
+    assert alone.stages_s["write"] == pytest.approx(base.reduced_bytes / (2 * MB))
+    assert replace(alone, n_cores=2).stages_s["write"] == pytest.approx(base.reduced_bytes / (MB / 2))
+
+
+def test_the_estimate_knows_that_processors_are_shared(tmp_path):
+    base = replace(plan(tmp_path / "s"), n_rows=8000, load_s=0.1, forward_s=0.4, workers=1, n_cores=2)
+    base = replace(base, durable_rate=None, encode_rate=base.reduced_bytes / 300, load_cpu_s=0.1)
+    idle = replace(base, forward_cpu_s=0.2)  # a device computes
+    assert idle.processors_s == pytest.approx((1000 * 0.3 + 300) / 2)
+    assert idle.seconds == pytest.approx(1000 * 0.4)
+    assert "the model sets the pace" in " ".join(str(idle).split())
+    busy = replace(base, forward_cpu_s=0.8)
+    assert busy.seconds == pytest.approx((1000 * 0.9 + 300) / 2)
+    assert busy.bottleneck == "forward"
+    assert "slowed by what shares its 2 processors, sets the pace" in " ".join(str(busy).split())
+    assert replace(busy, n_cores=16).seconds == pytest.approx(1000 * 0.4)
 
 
 def test_what_does_not_fit_is_said_and_not_raised(tmp_path, monkeypatch):
@@ -206,7 +223,7 @@ def test_time_of_statistics_is_that_of_the_writers(tmp_path):
     forecast = plan(tmp_path / "s", stats="cheap")
     assert forecast.statistics is not None
     its = replace(forecast.statistics, measured_bytes=100 * MB, rate=float(MB))
-    base = replace(forecast, n_writers=2, encode_rate=1e15, durable_rate=None)
+    base = replace(forecast, n_writers=2, n_cores=2, encode_rate=1e15, durable_rate=None)
     assert replace(base, statistics=its).stages_s["write"] == pytest.approx(50)
     assert replace(base, statistics=None).stages_s["write"] == pytest.approx(0, abs=1e-6)
     alone = replace(base, statistics=its, values=False, encode_rate=1.0)

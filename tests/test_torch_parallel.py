@@ -127,7 +127,7 @@ grads = [p.grad.clone() for p in wrapped.parameters()]
 both = [torch.zeros_like(grads[0]) for _ in range(2)]
 torch.distributed.all_gather(both, grads[0])
 assert torch.equal(both[0], both[1])  # what a loop runs is DDP itself, which adds up gradients
-# Gloo's threads end with the last that holds the group; one that frees a tensor while Python ends aborts the process.
+# Gloo's threads end with the last that holds the group; one that frees a tensor while Python ends aborts.
 torch.distributed.destroy_process_group()
 del wrapped, batch, run, rec, grads, both
 gc.collect()
