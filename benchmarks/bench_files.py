@@ -28,9 +28,7 @@ import numpy as np
 import pytest
 from layertap.capture import files
 from layertap.capture.files import PAGE, DurableFile, part, publish, stage_by, sync_folder, write_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-from paired import interleaved, ratios, summary
+from layertap.capture.paired import interleaved, ratios, summary
 
 ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "9"))
 SHARD_BYTES, CHUNK_BYTES, N_SHARDS = 64 * 2**20, 512 * 1024, 4

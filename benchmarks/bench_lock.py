@@ -12,11 +12,9 @@ checksum that keeps the lock, for comparison.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import google_crc32c  # comes with zarr
@@ -25,10 +23,8 @@ from layertap.capture.checksum import crc32c
 from layertap.capture.codecs import Codec
 from layertap.capture.dtypes import DTYPES
 from layertap.capture.layout import CHUNK_BYTES
+from layertap.capture.paired import summary
 from layertap.capture.shard import count_nonfinite
-
-sys.path.insert(0, str(Path(__file__).parent))
-from paired import summary
 
 ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "15"))
 SECONDS = 0.2

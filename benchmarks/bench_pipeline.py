@@ -35,6 +35,7 @@ import layertap as lt
 import pytest
 from layertap.capture.layout import array_view
 from layertap.capture.local import LocalPlace
+from layertap.capture.paired import interleaved, ratios, summary
 from layertap.capture.pipeline import Pipeline
 from layertap.capture.plan import Settings, slots_of
 from layertap.capture.store import StoreWriter
@@ -44,7 +45,6 @@ torchvision = pytest.importorskip("torchvision")
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import Case, Held, Inputs, is_leaf, resnet18  # noqa: E402
-from paired import interleaved, ratios, summary  # noqa: E402
 
 ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

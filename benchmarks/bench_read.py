@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,10 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
+from layertap.capture.paired import Rounds, interleaved, ratios, summary
 
 torch = pytest.importorskip("torch")
 
-sys.path.insert(0, str(Path(__file__).parent))
-from paired import Rounds, interleaved, ratios, summary  # noqa: E402
 
 ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
 TOTAL_BYTES = int(os.environ.get("LAYERTAP_BENCH_MB", "1024")) * 2**20

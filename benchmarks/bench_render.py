@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +30,7 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from paired import Rounds, interleaved, ratios, summary
+from layertap.capture.paired import Rounds, interleaved, ratios, summary
 
 pytest.importorskip("matplotlib")
 

@@ -22,6 +22,7 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
+from layertap.capture.paired import interleaved, ratios, summary
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -30,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import resnet20  # noqa: E402
 from cases import Case, Inputs, resnet18  # noqa: E402
-from paired import interleaved, ratios, summary  # noqa: E402
 
 ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
 
