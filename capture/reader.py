@@ -23,6 +23,7 @@ from .dtypes import DType
 from .errors import FormatError, SelectionError, StoreError, closest, why
 from .fields import ReceptiveField
 from .layout import ArraySpec
+from .machine import n_cores
 from .place import PathLike, Place, place_of
 from .ragged import MASK, as_stored
 from .reduce import Chain, Int8, Rows
@@ -51,10 +52,14 @@ if TYPE_CHECKING:
 
 Values = NDArray[Any]
 Selector = slice | NDArray[np.intp]
+# Inner chunks of one shard: the number of each, which of its rows are wanted, and where they go.
+_Wanted = Sequence[tuple[int, NDArray[np.intp], NDArray[np.intp]]]
 
 # Read a window by itself where it is at most this share of the rows' bytes.
 _WINDOW_SHARE = 0.25
 _LOG_BYTES = 64 * 1024
+# Decoded by one thread at a time: many times what handing it over takes.
+_DECODED_BYTES = 2 * 2**20
 
 
 def open_run(path: PathLike | Place, *, check: bool = False, storage: Mapping[str, Any] | None = None) -> Run:
@@ -562,8 +567,9 @@ class Array:
             block, chunk = first // layout.block_rows, first % layout.block_rows // chunk_rows
             parts.setdefault(block, []).append((chunk, ordered[start:stop] % chunk_rows, order[start:stop]))
 
-        def fill(block: int) -> None:
-            shard, wanted = self._shard(block), parts[block]
+        def fill(part: tuple[int, _Wanted]) -> None:
+            block, wanted = part
+            shard = self._shard(block)
             if window is None and _are_whole(inner, spec):
                 wanted = _fill_whole(shard, chunk_rows, out, wanted)
             read = _whole_chunks if window is None else _windows
@@ -571,13 +577,18 @@ class Array:
                 out[_slice(target)] = _select(values, inner if window is None else _rest(inner, spec))
 
         self._run.check_same()
-        n_at_once = min(self._run.place.parallel, len(parts))
+        pieces: list[tuple[int, _Wanted]] = list(parts.items())
+        n_at_once = self._run.place.parallel
+        if n_at_once < 2 and spec.codec != "none":  # processors decode side by side
+            n_chunks = max(1, _DECODED_BYTES // (chunk_rows * spec.row_bytes))
+            pieces, n_at_once = list(_cut(parts, n_chunks)), n_cores()
+        n_at_once = min(n_at_once, len(pieces))
         if n_at_once < 2:
-            for block in parts:
-                fill(block)
+            for piece in pieces:
+                fill(piece)
             return out
         with ThreadPoolExecutor(n_at_once) as pool:
-            for _ in pool.map(fill, parts):
+            for _ in pool.map(fill, pieces):
                 pass
         return out
 
@@ -840,12 +851,19 @@ def _are_whole(inner: Sequence[Selector], spec: ArraySpec) -> bool:
     return all(isinstance(s, slice) and s.indices(n) == (0, n, 1) for s, n in sizes)
 
 
+def _cut(parts: Mapping[int, _Wanted], n: int) -> Iterator[tuple[int, _Wanted]]:
+    """Yield what is wanted of each block in pieces of at most `n` chunks."""
+    for block, wanted in parts.items():
+        for start in range(0, len(wanted), n):
+            yield block, wanted[start : start + n]
+
+
 def _fill_whole(
     shard: Shard,
     chunk_rows: int,
     out: Values,
-    wanted: Sequence[tuple[int, NDArray[np.intp], NDArray[np.intp]]],
-) -> list[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+    wanted: _Wanted,
+) -> _Wanted:
     """Read the chunks that are wanted whole and in order straight to their place; return the others."""
     whole, others = [], []
     for chunk, rows, target in wanted:
@@ -861,7 +879,7 @@ def _fill_whole(
 def _whole_chunks(
     shard: Shard,
     spec: ArraySpec,
-    wanted: Sequence[tuple[int, NDArray[np.intp], NDArray[np.intp]]],
+    wanted: _Wanted,
     window: slice | None,
 ) -> Iterator[tuple[Values, NDArray[np.intp]]]:
     """Yield the values of rows and where they go, for (chunk, rows in it, where they go) of one shard."""
@@ -873,7 +891,7 @@ def _whole_chunks(
 def _windows(
     shard: Shard,
     spec: ArraySpec,
-    wanted: Sequence[tuple[int, NDArray[np.intp], NDArray[np.intp]]],
+    wanted: _Wanted,
     window: slice | None,
 ) -> Iterator[tuple[Values, NDArray[np.intp]]]:
     """Do the same for a window of each row, read by itself."""

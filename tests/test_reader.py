@@ -683,3 +683,34 @@ def test_a_column_that_is_not_there_is_named_with_the_closest(tmp_path):
     with pytest.raises(lt.SelectionError, match=r"no column 'labels'\. The closest are: label"):
         run.rows["labels"]
     assert run.rows.get("labels") is None
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_processors_decode_side_by_side_what_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    values = np.maximum(np.random.default_rng(0).standard_normal((200, 64, 16, 16), np.float32), 0)
+    data = {"a": values}
+    run = lt.record_dataset(
+        lambda rows: {k: v[np.asarray(rows)[:, 0]] for k, v in data.items()},
+        np.arange(200)[:, None],
+        tmp_path / "s",
+        "a",
+        batch_size=40,
+        codec=codec,
+        backend="arrays",
+    )
+    pools: list[int] = []
+
+    class Pool(reader.ThreadPoolExecutor):
+        def __init__(self, n: int) -> None:
+            pools.append(n)
+            super().__init__(n)
+
+    monkeypatch.setattr(reader, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(reader, "n_cores", lambda: 3)
+    assert np.array_equal(run["a"][:], values)
+    assert np.array_equal(run["a"][::-1, 5], values[::-1, 5])
+    assert np.array_equal(run["a"][[7, 7, 150]], values[[7, 7, 150]])
+    assert np.array_equal(run["a"][17], values[17])
+    assert pools == ([] if codec == "none" else [3, 3])  # few chunks are not worth it
