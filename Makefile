@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench breadth format clean
+.PHONY: demo test check bench bench-compare performance breadth format clean
 
 demo: $(VENV)/demo
 	$(BIN)/layertap demo --out demo-out
@@ -16,8 +16,18 @@ check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# NAME=results/cpu-2-cores keeps the results where docs/performance.md is written from.
+NAME ?= latest
 bench: $(VENV)/dev
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/latest.json
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/$(NAME).json
+	$(BIN)/python benchmarks/performance.py benchmarks/$(NAME).json
+
+# Whether this tree is slower than a revision: make bench-compare BASE=main
+bench-compare: $(VENV)/dev
+	$(BIN)/python benchmarks/compare.py $(BASE)
+
+performance: $(VENV)/dev
+	$(BIN)/python benchmarks/performance.py
 
 breadth: $(VENV)/dev
 	$(BIN)/python tests/breadth.py --write
