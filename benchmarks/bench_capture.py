@@ -3,8 +3,8 @@
     python -m pytest benchmarks/bench_capture.py --benchmark-only
 
 The job: ResNet-20 over 10,000 pictures of 32 x 32 at batch 64, four stages in float32 (1.8 GB), on the
-processor, the pictures in memory beforehand. Arms alternate within each round (forward, capture, forward), so
-that the machine's drift falls on both; the second forward over the first is the control.
+processor, the pictures in memory beforehand. The arms are the forward, the forward again, which is the
+control, and the capture.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import layertap as lt
 import numpy as np
 import pytest
+from layertap.capture.paired import Rounds, interleaved
 
 torch = pytest.importorskip("torch")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
 import resnet20  # noqa: E402
+from harness import n_rounds  # noqa: E402
 
 LAYERS = ["conv1", "layer1", "layer2", "layer3"]
-N_ROWS, BATCH, ROUNDS = 10_000, 64, 7
+N_ROWS, BATCH = 10_000, 64
 
 
 class Pictures(lt.Source):
@@ -70,35 +72,29 @@ def test_capture_over_the_forward_alone(benchmark: Any, tmp_path: Path) -> None:
     pictures, model = Pictures(), network()
     inputs = torch.from_numpy(pictures.inputs)
     store = tmp_path / "run.zarr"
-    times: dict[str, list[float]] = {"before": [], "capture": [], "after": []}
+    arms = {
+        "forward": lambda: forward(model, inputs),
+        "again": lambda: forward(model, inputs),
+        "capture": lambda: lt.record_dataset(model, pictures, store, LAYERS),
+    }
+    forward(model, inputs)
+    measured: list[Rounds] = []
 
-    def timed(arm: str, function: Any, *args: Any) -> None:
-        started = time.perf_counter()
-        function(*args)
-        times[arm].append(time.perf_counter() - started)
-
-    def before() -> None:
-        if times["capture"]:
-            timed("after", forward, model, inputs)
+    def before(arm: str) -> None:
         shutil.rmtree(store, ignore_errors=True)
-        timed("before", forward, model, inputs)
 
     def capture() -> None:
-        timed("capture", lt.record_dataset, model, pictures, store, LAYERS)
+        measured.append(interleaved(arms, n_rounds(5), before=before))
 
-    forward(model, inputs)
-    benchmark.pedantic(capture, setup=before, rounds=ROUNDS)
-    timed("after", forward, model, inputs)
-    alone = [(a + b) / 2 for a, b in zip(times["before"], times["after"], strict=True)]
-    ratios = sorted(c / a for c, a in zip(times["capture"], alone, strict=True))
-    control = sorted(a / b for b, a in zip(times["before"], times["after"], strict=True))
+    benchmark.pedantic(capture, rounds=1)
+    if not store.exists():
+        arms["capture"]()
+    rounds = measured[0]
     benchmark.extra_info |= {
-        "forward_s": round(statistics.median(alone), 3),
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_all": [round(ratio, 3) for ratio in ratios],
-        "control_median": round(statistics.median(control), 3),
-        "control_all": [round(ratio, 3) for ratio in control],
+        "forward_s": round(statistics.median(rounds.wall("forward")), 3),
         "store_MB": round(lt.open(store).n_bytes / 1e6),
+        "capture_over_forward": rounds.over("capture", "forward").to_json(),
+        "control": rounds.over("again", "forward").to_json(),
     }
     print(f"\n{json.dumps(benchmark.extra_info, indent=1)}")
 

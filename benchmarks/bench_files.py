@@ -30,7 +30,10 @@ from layertap.capture import files
 from layertap.capture.files import PAGE, DurableFile, part, publish, stage_by, sync_folder, write_file
 from layertap.capture.paired import interleaved, ratios, summary
 
-ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "9"))
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import n_rounds
+
+ROUNDS = n_rounds(5)
 SHARD_BYTES, CHUNK_BYTES, N_SHARDS = 64 * 2**20, 512 * 1024, 4
 N_NAMES = 60
 

@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import resnet20  # noqa: E402
 from cases import Case, Held, Inputs, resnet18  # noqa: E402
+from harness import n_rounds  # noqa: E402
 
-ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
+ROUNDS = n_rounds(3)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ checksum that keeps the lock, for comparison.
 
 from __future__ import annotations
 
-import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import google_crc32c  # comes with zarr
@@ -26,7 +27,10 @@ from layertap.capture.layout import CHUNK_BYTES
 from layertap.capture.paired import summary
 from layertap.capture.shard import count_nonfinite
 
-ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "15"))
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import n_rounds
+
+ROUNDS = n_rounds(9)
 SECONDS = 0.2
 
 CHUNK = np.random.default_rng(0).standard_normal(CHUNK_BYTES // 4, np.float32).clip(min=0)

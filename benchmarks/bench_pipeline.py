@@ -45,15 +45,16 @@ torchvision = pytest.importorskip("torchvision")
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import Case, Held, Inputs, is_leaf, resnet18  # noqa: E402
+from harness import n_rounds  # noqa: E402
 
-ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
+ROUNDS = n_rounds(3)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 CASES = (
     Case("compute", resnet18, 112, 16, 768, ("layer4",)),
     Case("disk", Held, 8, 16, 12288, (".",)),
-    Case("many-small-taps", resnet18, 112, 8, 640, (is_leaf,), memory="512MiB"),
+    Case("many-small-taps", resnet18, 112, 8, 640, (is_leaf,), memory="2GiB"),
     Case("few-large-taps", resnet18, 160, 16, 480, ("conv1", "layer1.0")),
     Case("zstd-float16", resnet18, 112, 16, 640, ("conv1", "layer*.1"), "float16", "zstd"),
 )

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,13 @@ import numpy as np
 import pytest
 from layertap.capture.paired import Rounds, interleaved, ratios, summary
 
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import n_rounds
+
 torch = pytest.importorskip("torch")
 
 
-ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "7"))
+ROUNDS = n_rounds(3)
 TOTAL_BYTES = int(os.environ.get("LAYERTAP_BENCH_MB", "1024")) * 2**20
 BATCH, PIECE_BYTES, MEMORY = 64, 4 * 2**20, "256MiB"
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,9 +32,12 @@ import numpy as np
 import pytest
 from layertap.capture.paired import Rounds, interleaved, ratios, summary
 
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import n_rounds
+
 pytest.importorskip("matplotlib")
 
-ROUNDS = int(os.environ.get("LAYERTAP_BENCH_ROUNDS", "15"))
+ROUNDS = n_rounds(7)
 EXPORTED = 1000
 
 
