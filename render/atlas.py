@@ -1,0 +1,375 @@
+"""What the web page draws from a store: maps of layers as tiles, and their true values, in bounded memory.
+
+A page scrolls, so no picture has rows of its own that could share a scale. What shares one is therefore said
+by itself: a map, a row of a layer, a channel, a layer or the whole store (each over every captured row), or
+limits that are given. Where the range of all rows is not known, because the store keeps no statistics, it is
+that of some rows; a value beyond it has a mark of its own and is never clipped in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..capture.errors import DrawError, SelectionError, closest
+from .bounded import Bounded
+from .colormaps import WHITE, Mark, check_colormap, palette
+from .png import palette_png
+from .scale import Scale, TileFacts, blank, entries, fit
+from .selection import can_draw
+from .surveys import Survey, maps_of, survey
+from .view import axes_order, has_class_token, wrap
+
+if TYPE_CHECKING:
+    from ..capture.reader import Run, Tap
+
+Values = NDArray[Any]
+Limits = tuple[Values, Values]
+
+SCOPES = ("layer", "channel", "row", "map", "store")
+#: Bytes of maps and of PNG files that are kept, and pixels that one sprite has at most.
+MAP_BYTES, PNG_BYTES, MOST_PIXELS = 256 * 2**20, 64 * 2**20, 2**24
+#: Bytes of one row's maps that are read and kept together.
+PIECE_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one channel of a row becomes a map."""
+
+    height: int
+    width: int
+    """Of the map."""
+    offset: int
+    """Values before the first that is in the map: 1 where a class token is left out."""
+    n_cells: int
+    """Values that are in the map; where a sequence was wrapped, the last line may not be full."""
+    axes: tuple[str, ...]
+    """Names of the axes of a map's values: two, one of a sequence, or none."""
+    note: str
+    """How its values became maps, where that is not plain."""
+
+    @classmethod
+    def of(cls, dims: tuple[str, ...], shape: tuple[int, ...]) -> Shape:
+        """Return the shape of the maps of rows with axes `dims` of sizes `shape`."""
+        order = axes_order(dims)
+        axes, sizes = tuple(dims[i] for i in order[1:]), tuple(shape[i] for i in order[1:])
+        if len(sizes) != 1:
+            height, width = sizes or (1, 1)
+            return cls(height, width, 0, height * width, axes, "")
+        offset = int(has_class_token(sizes[0]))
+        n = sizes[0] - offset
+        maps, _, note = wrap(np.empty((0, 0, n)), 2)
+        note = f"{note}, class token left out" if offset else note
+        return cls(maps.shape[2], maps.shape[3], offset, n, axes, note)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tap as the page knows it."""
+
+    name: str
+    """The tap."""
+    type: str
+    """The layer's type."""
+    unit: str
+    """What a tile is: channel, feature, head and so on."""
+    n_channels: int
+    """How many tiles a row has."""
+    map: Shape
+    """What a tile looks like; of rows that differ in shape, the greatest."""
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    """Names and sizes of a row's axes."""
+    dtype: str
+    """Element type."""
+    is_ragged: bool
+    """Whether rows differ in shape."""
+    about: str
+    """What was done to the layer's values before they were stored; empty where nothing was."""
+    refusal: str
+    """Why it cannot be drawn; empty where it can."""
+
+    @classmethod
+    def of(cls, tap: Tap) -> Layer:
+        """Return what is known of a tap without reading it."""
+        dims, shape = tap.dims[1:], tuple(tap.bound)
+        order = axes_order(dims)
+        drawn = can_draw(tap)
+        refusal = "" if drawn else _refusal(tap)
+        return cls(
+            tap.name,
+            tap.type,
+            dims[order[0]] if order else "value",
+            shape[order[0]] if order else 1,
+            Shape.of(dims, shape) if drawn else Shape(0, 0, 0, 0, (), ""),
+            dims,
+            shape,
+            str(tap.dtype),
+            tap.is_ragged,
+            str(tap.reduction) if tap.reduction.steps else "",
+            refusal,
+        )
+
+
+def _refusal(tap: Tap) -> str:
+    if "rank" in tap.dims:
+        return "it holds the largest values of each place, and no maps"
+    return f"maps are real numbers on one to three axes, not {tap.dtype} on {', '.join(tap.dims[1:])}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How values become colours."""
+
+    scope: str | tuple[float, float] = "layer"
+    """What shares a scale, one of `SCOPES`, or limits."""
+    colormap: str | None = None
+    """Name of a colour map; None is what suits the sign."""
+
+    @classmethod
+    def parse(cls, scope: str, colormap: str) -> Look:
+        """Read a scope's name or limits such as `-1:1`, and a colour map's name or `auto`.
+
+        Raises:
+            DrawError: it is neither.
+        """
+        if colormap != "auto":
+            check_colormap(colormap)
+        name = None if colormap == "auto" else colormap
+        if scope in SCOPES:
+            return cls(scope, name)
+        try:
+            low, high = (float(limit) for limit in scope.split(":"))
+        except ValueError:
+            raise DrawError(
+                f"there is no scope {scope!r}: it is one of {', '.join(SCOPES)}, or limits such as -1:1"
+            ) from None
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise DrawError(f"limits are finite, the low one below the high one, not {scope!r}")
+        return cls((low, high), name)
+
+
+class Atlas:
+    """Maps of a store, read once and kept as long as there is room.
+
+    Args:
+        run: the store.
+        map_bytes: bytes of maps that are kept.
+        png_bytes: bytes of PNG files that are kept.
+    """
+
+    def __init__(self, run: Run, map_bytes: int = MAP_BYTES, png_bytes: int = PNG_BYTES) -> None:
+        self.run = run
+        #: Tap name -> `Layer`, in the order of the model.
+        self.layers = {name: Layer.of(tap) for name, tap in run.taps.items()}
+        self._maps: Bounded[Values] = Bounded(map_bytes, lambda values: values.nbytes)
+        self._pngs: Bounded[bytes] = Bounded(png_bytes, len)
+        self._surveys: Bounded[Survey] = Bounded(2**28, lambda one: 8 * 9 * len(one.low) + 200)
+        self._limits: Bounded[tuple[float, float]] = Bounded(2**22, lambda pair: 200)
+
+    def forget(self) -> None:
+        """Keep nothing of what depends on which rows are captured."""
+        for cache in (self._maps, self._pngs, self._surveys, self._limits):
+            cache.clear()
+
+    def layer(self, name: str) -> Layer:
+        """Return a layer that can be drawn.
+
+        Raises:
+            SelectionError: there is none of that name; the closest are named.
+            DrawError: it cannot be drawn.
+        """
+        if name not in self.layers:
+            raise SelectionError(f"the store holds no tap {name!r}. {closest(name, self.layers)}")
+        layer = self.layers[name]
+        if layer.refusal:
+            raise DrawError(f"{name} cannot be drawn: {layer.refusal}")
+        return layer
+
+    def check(self, name: str, channel: int) -> None:
+        """Refuse a layer or channel that is not there.
+
+        Raises:
+            SelectionError: there is none.
+            DrawError: the layer cannot be drawn.
+        """
+        layer = self.layer(name)
+        _check([channel], layer.n_channels, layer.unit)
+
+    def survey(self, name: str) -> Survey:
+        """Return what is known of all rows of a layer."""
+        self.layer(name)
+        return self._surveys.get(name, lambda: survey(self.run, name))
+
+    def maps(self, name: str, rows: Sequence[int], channels: Sequence[int]) -> Values:
+        """Return floats of shape (rows, channels, height, width); rows of one shape.
+
+        Raises:
+            SelectionError: a row or channel is not there.
+            StoreError: a row is not captured, or the store cannot be read.
+        """
+        layer = self.layer(name)
+        _check(rows, self.run.n_rows, "row")
+        _check(channels, layer.n_channels, layer.unit)
+        per_piece = max(1, PIECE_BYTES // max(1, 4 * layer.map.height * layer.map.width))
+        pieces = sorted({channel // per_piece for channel in channels})
+        found = {piece: self._piece(layer, rows, piece, per_piece) for piece in pieces}
+        first = found[pieces[0]][0]
+        out = np.empty((len(rows), len(channels), *first.shape[1:]), first.dtype)
+        for i in range(len(rows)):
+            for j, channel in enumerate(channels):
+                out[i, j] = found[channel // per_piece][i][channel % per_piece]
+        return out
+
+    def _piece(self, layer: Layer, rows: Sequence[int], piece: int, n: int) -> list[Values]:
+        """Return some channels of each row, shape (channels, height, width)."""
+        held = {row: self._maps.find((layer.name, row, piece)) for row in rows}
+        missing = [row for row, values in held.items() if values is None]
+        if missing:
+            channels = range(piece * n, min((piece + 1) * n, layer.n_channels))
+            every = len(channels) == layer.n_channels
+            found = maps_of(self.run, layer.name, missing, None if every else channels)
+            for row, values in zip(missing, found.values, strict=True):
+                held[row] = self._maps.keep((layer.name, row, piece), values.copy())
+        return [values for row in rows if (values := held[row]) is not None]
+
+    def tiles(self, name: str, rows: Sequence[int], channels: Sequence[int], look: Look) -> bytes:
+        """Return a palette PNG of maps at one pixel a value: a line of channels for each row.
+
+        Raises:
+            DrawError: it would have too many pixels.
+        """
+        layer = self.layer(name)
+        n_pixels = len(rows) * len(channels) * layer.map.height * layer.map.width
+        if not n_pixels or n_pixels > MOST_PIXELS:
+            raise DrawError(f"{n_pixels:,} pixels are asked for at once; there may be {MOST_PIXELS:,}")
+        key = (name, tuple(rows), tuple(channels), look)
+        return self._pngs.get(key, lambda: self._png(name, rows, channels, look))
+
+    def _png(self, name: str, rows: Sequence[int], channels: Sequence[int], look: Look) -> bytes:
+        tiles, colormap = self.entries(name, rows, channels, look)
+        n_rows, n_channels, height, width = tiles.shape
+        sprite = tiles.transpose(0, 2, 1, 3).reshape(n_rows * height, n_channels * width)
+        return palette_png(np.ascontiguousarray(sprite), palette(colormap))
+
+    def entries(
+        self, name: str, rows: Sequence[int], channels: Sequence[int], look: Look
+    ) -> tuple[NDArray[np.uint8], str]:
+        """Return palette entries of shape (rows, channels, height, width), and the colour map's name."""
+        shape, cells = self._shape(name, rows[0]), None
+        if not shape.n_cells:  # a row without tokens, say
+            return np.full((len(rows), len(channels), 1, 1), WHITE, np.uint8), look.colormap or "viridis"
+        values = self.maps(name, rows, channels)
+        if shape.n_cells < shape.height * shape.width:
+            cells = (np.arange(shape.height * shape.width) < shape.n_cells).reshape(shape.height, -1)
+        real = values if cells is None else values[:, :, cells][..., None]
+        facts = TileFacts.of(real, shape.n_cells)
+        scale = self._scale(name, rows, channels, facts, look)
+        indices = entries(values, scale, facts)
+        flat = (facts.zero | facts.constant)[..., None, None]
+        low, high = (np.atleast_2d(limit)[..., None, None] for limit in (scale.low, scale.high))
+        with np.errstate(invalid="ignore"):
+            indices[(values > high) & (values < np.inf) & ~flat] = Mark.OVER
+            indices[(values < low) & (values > -np.inf) & ~flat] = Mark.UNDER
+        return blank(indices, cells), scale.colormap
+
+    def _shape(self, name: str, row: int) -> Shape:
+        layer = self.layers[name]
+        return self.exact(name, row, [0])[1] if layer.is_ragged else layer.map
+
+    def _scale(
+        self, name: str, rows: Sequence[int], channels: Sequence[int], facts: TileFacts, look: Look
+    ) -> Scale:
+        if not isinstance(look.scope, str):
+            low, high = (np.asarray(limit) for limit in look.scope)
+            return Scale(look.colormap or ("RdBu_r" if low < 0 else "viridis"), low, high)
+        known = self.survey(name)
+        if look.scope == "map":
+            low, high = facts.low, facts.high
+        elif look.scope == "row":
+            pairs = np.array([self.row_limits(name, row) for row in rows])
+            low, high = pairs[:, :1], pairs[:, 1:]
+        elif look.scope == "channel":
+            low, high = known.low[list(channels)][None], known.high[list(channels)][None]
+        elif look.scope == "layer":
+            low, high = (np.asarray(limit) for limit in known.limits)
+        else:
+            low, high = (np.asarray(limit) for limit in self.store_limits())
+        signed = self.store_limits()[0] < 0 if look.scope == "store" else known.signed
+        return fit(low, high, look.colormap, signed)
+
+    def row_limits(self, name: str, row: int) -> tuple[float, float]:
+        """Return the least and greatest finite value of one row of a layer; NaN where there is none."""
+
+        def look() -> tuple[float, float]:
+            n, per_look = self.layers[name].n_channels, 4096
+            low, high = math.nan, math.nan
+            if not self._shape(name, row).n_cells:
+                return low, high
+            for first in range(0, n, per_look):
+                values = self.maps(name, [row], range(first, min(first + per_look, n)))
+                finite = values[np.isfinite(values)]
+                if finite.size:
+                    low, high = np.fmin(low, finite.min()), np.fmax(high, finite.max())
+            return float(low), float(high)
+
+        return self._limits.get((name, row), look)
+
+    def store_limits(self) -> tuple[float, float]:
+        """Return the least and greatest value of all layers that can be drawn."""
+
+        def look() -> tuple[float, float]:
+            limits = [self.survey(name).limits for name, layer in self.layers.items() if not layer.refusal]
+            low, high = np.array([(math.nan, math.nan), *limits]).T
+            return float(np.fmin.reduce(low)), float(np.fmax.reduce(high))
+
+        return self._limits.get("store", look)
+
+    def exact(self, name: str, row: int, channels: Sequence[int]) -> tuple[Values, Shape]:
+        """Return the values of a row as they are, shape (channels, values), and how a map is made of them.
+
+        Types that a browser does not know become the next larger one that holds each of their values.
+        """
+        layer = self.layer(name)
+        _check([row], self.run.n_rows, "row")
+        _check(channels, layer.n_channels, layer.unit)
+        tap = self.run[name].of_one_shape([row])
+        dims = tap.dims[1:]
+        order = axes_order(dims)
+        key: list[Any] = [[row], *[slice(None)] * len(order)]
+        if order:
+            key[1 + order[0]] = np.asarray(channels, np.intp)
+        values = np.asarray(tap[tuple(key)])[0]
+        if order:
+            values = values.transpose(order)
+        shape = Shape.of(dims, tuple(tap.shape[1:])) if layer.is_ragged else layer.map
+        return _plain(values.reshape(len(channels), -1)), shape
+
+    def wire(self, name: str) -> str:
+        """Return the element type of what `exact` gives."""
+        return str(_plain(np.empty((0, 0), self.run[name].dtype)).dtype)
+
+
+def _plain(values: Values) -> Values:
+    """Return little-endian values of a type that a browser has an array for."""
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if kind == "b":
+        return np.ascontiguousarray(values, np.uint8)
+    if kind in "iu" or (kind == "f" and size in (4, 8)):
+        return np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(values.astype("<f4"))
+
+
+def _check(numbers: Sequence[int], n: int, what: str) -> None:
+    if not len(numbers):
+        raise SelectionError(f"no {what} is named")
+    low, high = min(numbers), max(numbers)
+    if low < 0 or high >= n:
+        wrong = low if low < 0 else high
+        raise SelectionError(f"{what} {wrong} is not there; there are {f'0 to {n - 1}' if n else 'none'}")

@@ -1,0 +1,385 @@
+"""The web page in a real browser: keys, filters, true values, links, hostile names, 100,000 rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import layertap as lt
+import numpy as np
+import pytest
+from chromium import Tab, browser
+from layertap.render.colormaps import palette
+from layertap.render.serve import Server
+from stores import HOSTILE, N_ROWS, a_store
+from test_view_server import an_empty_store, pixels, serving
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from serving(a_store(tmp_path_factory.mktemp("view") / "run.zarr", stats="all"))
+
+
+@pytest.fixture
+def tab(chromium: Any) -> Iterator[Tab]:
+    """Give a page in which nothing may go wrong."""
+    opened = Tab(chromium)
+    yield opened
+    opened.page.close()
+    assert opened.complaints == []
+
+
+def test_the_page_opens_and_shows_what_the_store_holds(tab: Tab, served: Server) -> None:
+    tab.open(served.url)
+    assert "run.zarr" in tab.page.title()
+    assert tab.text("#count") == f"{N_ROWS} rows"
+    assert "67.5 % right" in tab.text("#about")
+    assert [one.text_content() for one in tab.page.locator("#tops button").all()][:2] == [
+        "conv1",
+        "layer2.<b>x</b>",
+    ]
+    sprite = pixels(served.routes.answer("/tiles", "layer=conv1&rows=2&channels=5")[1])
+    colours = tab.colours(tab.tile("conv1", 2, 5), 6, 5)
+    assert np.array_equal(colours, palette("viridis")[sprite])
+
+
+def test_a_screen_takes_few_requests(tab: Tab, served: Server) -> None:
+    tab.open(served.url)
+    n_tiles = len(tab.tiles())
+    asked = [url for url in tab.requests if "/tiles?" in url]
+    assert n_tiles > 100
+    assert len(asked) <= 4 * 2  # layers, and pages of eight rows
+    assert all(url.startswith(served.url) for url in tab.requests if not url.startswith("about:"))
+
+
+def test_keys_go_from_row_to_row_and_channel_to_channel_and_open_both(tab: Tab, served: Server) -> None:
+    tab.open(served.url).press("ArrowDown", "j", "ArrowDown", "k")
+    assert tab.query() == "#row=1"
+    tab.press("ArrowRight", "ArrowRight", "]", "[", "ArrowRight")
+    assert tab.query() == "#row=1&layer=conv1&channel=1"
+    tab.press("Enter").settled()
+    assert tab.query().startswith("#view=channel&row=1")
+    assert tab.text("#channel .turn b") == "conv1, channel 1"
+    tab.press("ArrowRight")
+    tab.page.wait_for_function("() => document.querySelector('.turn b').textContent === 'conv1, channel 2'")
+    tab.press("r").settled()
+    assert tab.text("#side .turn b") == "Row 1"
+    tab.press("ArrowRight", "n").settled()
+    assert tab.text("#side .turn b") == "Row 3"
+    assert {one["row"] for one in tab.tiles()} == {3}
+    assert len([one for one in tab.tiles() if one["layer"] == "conv1"]) == 12
+    tab.press("Escape").settled()
+    assert "view" not in tab.query()
+    assert len({one["row"] for one in tab.tiles()}) > 5
+    tab.press("End").settled()
+    assert max(one["row"] for one in tab.tiles()) == N_ROWS - 1
+    tab.press("Home").settled()
+    assert min(one["row"] for one in tab.tiles()) == 0
+
+
+def test_rows_are_filtered_and_back_undoes_it(tab: Tab, served: Server) -> None:
+    tab.open(served.url)
+    tab.page.select_option("[name=outcome]", "wrong")
+    tab.page.wait_for_function("() => document.querySelector('#count').textContent.startsWith('13 rows')")
+    tab.settled()
+    assert {one["row"] % 3 for one in tab.tiles()} == {2}
+    tab.page.select_option("[name=label]", HOSTILE)
+    tab.page.wait_for_function("() => !document.querySelector('#empty').hidden")
+    assert tab.text("#empty") == "No row fits the filter."
+    tab.page.go_back()
+    tab.page.wait_for_function("() => document.querySelector('#count').textContent.startsWith('13 rows')")
+    tab.press("/")
+    tab.page.keyboard.type("set/02")
+    tab.page.wait_for_function("() => document.querySelector('#count').textContent.startsWith('4 rows')")
+    tab.settled()
+    assert {one["row"] for one in tab.tiles()} == {20, 23, 26, 29}
+    assert "text=set%2F02" in tab.query()
+
+
+@pytest.mark.parametrize(
+    ("layer", "channel", "index", "cell", "size"),
+    [
+        ("conv1", 7, (7, 4, 1), (4, 1), (6, 5)),
+        ("layer2.<b>x</b>", 0, (0, 1, 2), (1, 2), (4, 4)),
+        ("layer2.<b>x</b>", 1, (1, 3, 3), (3, 3), (4, 4)),
+        ("layer2.<b>x</b>", 3, (3, 2, 0), (2, 0), (4, 4)),
+        ("fc", 2, (2,), (0, 0), (1, 1)),
+        ("tokens", 1, (5, 1), (1, 2), (3, 3)),
+    ],
+)
+def test_the_value_under_the_pointer_is_the_stores(
+    tab: Tab, served: Server, layer: str, channel: int, index: Any, cell: Any, size: Any
+) -> None:
+    tab.open(f"{served.url}#{urlencode({'layers': layer})}")
+    said = tab.hover(tab.tile(layer, 0, channel), (cell[1] + 0.5) / size[1], (cell[0] + 0.5) / size[0])
+    place, _, text = said.rpartition(" = ")
+    value = served.routes.atlas.run[layer][0][index]
+    if layer == "tokens":
+        assert int(text) == int(value)
+        assert place.endswith("token 5")
+    else:
+        expected = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}.get(str(value))
+        assert text == expected if expected else type(value)(text) == value
+    if len(size) == 2 and layer == "conv1":
+        assert place == f"conv1, row 0, channel {channel}, y {cell[0]}, x {cell[1]}"
+
+
+def test_a_link_restores_the_view(chromium: Any, tab: Tab, served: Server) -> None:
+    tab.open(served.url)
+    tab.page.select_option("[name=prediction]", "frog")
+    tab.settled()
+    for name, value in (("n", "4"), ("by", "variance"), ("scope", "row"), ("colors", "magma")):
+        tab.page.select_option(f"[name={name}]", value)
+    tab.press("+")
+    tab.settled().press("PageDown", "PageDown", "ArrowRight").settled()
+    tab.page.evaluate("() => document.querySelector('#board').scrollBy(37, 50)")
+    tab.page.wait_for_function("() => location.hash.includes('top=') && location.hash.includes('x=')")
+    tab.settled()
+    other = Tab(chromium).open(tab.page.url)
+    assert other.query() == tab.query()
+    assert other.tiles() == tab.tiles()
+    assert other.text("#count") == tab.text("#count") != ""
+    assert other.page.locator("[name=by]").input_value() == "variance"
+    assert other.page.locator("main").screenshot() == tab.page.locator("main").screenshot()
+    other.page.close()
+
+
+@pytest.mark.parametrize(
+    "view", ["row=7&view=row", "view=channel&layer=conv1&channel=2&row=3", "scope=given&low=-1&high=2"]
+)
+def test_other_views_are_links_too(chromium: Any, tab: Tab, served: Server, view: str) -> None:
+    tab.open(f"{served.url}#{view}")
+    tab.page.wait_for_load_state("networkidle")
+    first = tab.page.screenshot()
+    other = Tab(chromium).open(tab.page.url)
+    other.page.wait_for_load_state("networkidle")
+    assert other.page.screenshot() == first
+    other.page.close()
+
+
+def test_hostile_names_do_nothing(tab: Tab, served: Server) -> None:
+    for view in (
+        "",
+        "view=row&row=1",
+        "view=channel&layer=layer2.<b>x</b>&channel=1",
+        "view=channel&layer=<img src=x>",
+    ):
+        tab.open(f"{served.url}#{quote(view, safe='=&')}")
+        tab.page.wait_for_load_state("networkidle")
+        tab.press("?")
+        assert "hit" not in tab.page.title()
+        assert tab.page.locator("img[src=x]").count() == 0
+        assert tab.page.locator("main b b, nav b, .layer b").count() == 0
+        tab.press("Escape")
+    tab.open(f"{served.url}#view=row&row=1")
+    tab.page.wait_for_selector("dd:has-text('onerror')")
+    assert HOSTILE in tab.text("#side dl")
+    assert not [url for url in tab.requests if url.endswith("/x")]
+
+
+def test_a_channel_shows_its_top_rows_histogram_and_classes(tab: Tab, served: Server) -> None:
+    run = served.routes.atlas.run
+    tab.open(f"{served.url}#view=channel&layer=conv1&channel=5")
+    tab.page.wait_for_selector(".classes")
+    best = int(run["conv1"][:, 5].max((1, 2)).argmax())
+    assert f"row {best} " in tab.text("#channel figure figcaption")
+    assert tab.page.locator("svg.histogram rect").count() > 10
+    assert tab.page.locator(".classes > a").count() == 3
+    tab.page.locator("#channel figure a").first.click()
+    assert f"row={best}" in tab.query()
+    assert "view=row" in tab.query()
+
+
+def test_clicks_open_the_channel_the_row_and_the_layer(tab: Tab, served: Server) -> None:
+    tab.open(served.url)
+    tile, box = tab.tile("conv1", 1, 2), tab.page.locator("#canvas").bounding_box()
+    assert box is not None
+    tab.page.mouse.click(box["x"] + tile["x"] + 9, box["y"] + tile["y"] + 9)
+    tab.page.wait_for_selector("#channel .top")
+    assert tab.query() == "#view=channel&row=1&layer=conv1&channel=2"
+    tab.page.go_back()
+    tab.settled()
+    tab.page.locator("#lefts a").nth(3).click()
+    tab.settled()
+    assert tab.query() == "#view=row&row=3"
+    tab.page.go_back()
+    tab.settled()
+    tab.page.locator("#tops button").nth(1).click()
+    tab.settled()
+    assert {one["layer"] for one in tab.tiles()} == {"layer2.<b>x</b>"}
+    assert len({one["channel"] for one in tab.tiles()}) == 5
+
+
+def test_an_address_that_names_nothing_is_told(tab: Tab, served: Server) -> None:
+    tab.open(f"{served.url}#view=channel&layer=conv9&channel=1")
+    tab.page.wait_for_selector("#channel p")
+    assert tab.text("#channel p") == "There is no layer conv9 here."
+    tab.complaints.clear()
+    tab.page.goto("about:blank")
+    tab.page.goto(f"{served.url}#label=dog")
+    tab.page.wait_for_selector("#alert:not([hidden])")
+    assert "no class 'dog'" in tab.text("#alert span")
+    tab.complaints.clear()  # the browser itself notes that a request was refused
+
+
+@pytest.mark.parametrize("width", [320, 700, 1600])
+def test_nothing_stands_out_at_any_width(chromium: Any, served: Server, width: int) -> None:
+    tab = Tab(chromium, viewport={"width": width, "height": 700})
+    for view in ("", "view=row&row=1", "view=channel&layer=conv1&channel=1"):
+        tab.open(f"{served.url}#{view}")
+        wide = tab.page.evaluate("() => document.documentElement.scrollWidth")
+        assert wide <= width
+        article = tab.page.evaluate(
+            "() => [...document.querySelectorAll('#channel')].map((e) => e.scrollWidth - e.clientWidth)"
+        )
+        assert max(article) <= 0
+    tab.page.close()
+
+
+# A hundred thousand rows
+
+ROWS, CHANNELS = 100_000, 2_048
+
+
+class Many(lt.Source):
+    """Rows of one number: a batch is made when it is asked for."""
+
+    name = "many"
+    n_rows = ROWS
+
+    def batch(self, rows: range) -> lt.Batch:
+        numbers = np.arange(rows.start, rows.stop)
+        return lt.Batch(rows, (numbers.astype(np.float32),), columns={"label": numbers % 7})
+
+
+def many_layers(numbers: Any) -> dict[str, Any]:
+    wide = np.zeros((len(numbers), CHANNELS), np.uint8)
+    wide[np.arange(len(numbers)), numbers.astype(int) % CHANNELS] = 255
+    return {
+        "small": np.tile(numbers[:, None, None, None] / ROWS, (1, 2, 2, 2)).astype(np.float16),
+        "wide": wide,
+    }
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    path = tmp_path_factory.mktemp("many") / "run.zarr"
+    run = lt.record_dataset(
+        many_layers, Many(), path, "*", backend="arrays", batch_size=2000, codec="zstd", memory="1GiB"
+    )
+    yield from serving(run)
+
+
+def test_a_hundred_thousand_rows_and_2048_channels_scroll_in_a_page_of_few_elements(
+    tab: Tab, many: Server
+) -> None:
+    tab.open(f"{many.url}#n=all&size=96")
+    count = "() => document.querySelectorAll('*').length"
+    first = tab.page.evaluate(count)
+    assert tab.page.evaluate("() => document.querySelector('#space').offsetHeight") <= 8_000_000
+    assert ROWS * 106 > 8_000_000  # so the bar is scaled
+    seen = []
+    for share in (0.5, 0.9, 0.25, 1.0):
+        tab.page.evaluate(
+            "(share) => { const all = document.querySelector('#board');"
+            " all.scrollTop = share * all.scrollHeight; }",
+            share,
+        )
+        tab.press().page.wait_for_timeout(60)
+        tab.settled()
+        rows = sorted({one["row"] for one in tab.tiles()})
+        assert rows == list(range(rows[0], rows[-1] + 1))
+        assert abs(rows[0] - share * ROWS) < 0.001 * ROWS + 10
+        seen.append(tab.page.evaluate(count))
+    assert max(one["row"] for one in tab.tiles()) == ROWS - 1
+    assert max(seen) <= first + 40
+    tab.page.evaluate("() => { document.querySelector('#board').scrollLeft = 1e9; }")
+    tab.page.wait_for_timeout(60)
+    tab.settled()
+    assert max(one["channel"] for one in tab.tiles() if one["layer"] == "wide") == CHANNELS - 1
+    assert tab.page.evaluate(count) <= first + 40
+
+
+def test_a_wheel_turns_by_pixels_of_the_view_however_the_bar_is_scaled(tab: Tab, many: Server) -> None:
+    tab.open(f"{many.url}#size=96&top=70000")
+    before = tab.tile("small", 70_000, 0)["y"]
+    tab.page.mouse.move(600, 400)
+    for _ in range(3):
+        tab.page.mouse.wheel(0, 7)
+        tab.page.wait_for_timeout(40)
+    assert tab.tile("small", 70_000, 0)["y"] == pytest.approx(before - 21, abs=1.01)
+
+
+def test_the_last_row_is_reached_by_a_key_and_its_values_are_its_own(tab: Tab, many: Server) -> None:
+    tab.open(f"{many.url}#size=96").press("End").settled()
+    last = tab.tile("small", ROWS - 1, 0)
+    assert tab.hover(last).endswith(f"= {np.float16(1 - 1 / ROWS):g}")
+    tab.press("g")
+    tab.page.keyboard.type("51234\n")
+    tab.settled()
+    tab.page.wait_for_function(
+        "() => document.querySelector('#canvas').tiles.some((tile) => tile.row === 51234)"
+    )
+    assert "row=51234" in tab.query()
+
+
+# A store behind a server that ignores Range
+
+
+def test_a_remote_store_without_ranges_gives_an_error_and_no_picture(chromium: Any, tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    from object_server import FileServer
+
+    a_store(tmp_path / "run.zarr")
+    files = FileServer(tmp_path / "run.zarr", ranges=False)
+    for server in serving(lt.open(files.address)):
+        tab = Tab(chromium)
+        tab.page.goto(server.url)
+        tab.page.wait_for_selector("#alert:not([hidden])")
+        assert "Range" in tab.text("#alert span")
+        tab.page.wait_for_timeout(200)
+        assert not any(one["there"] for one in tab.tiles())
+        tab.page.close()
+    files.stop()
+
+
+def test_a_store_of_many_layers_is_asked_only_about_those_on_the_screen(
+    chromium: Any, tmp_path: Path
+) -> None:
+    def model(batch: Any) -> dict[str, Any]:
+        return {f"layer{i}": batch + i for i in range(50)}
+
+    run = lt.record_dataset(model, np.ones((4, 9, 3, 3), np.float32), tmp_path / "r", "*", backend="arrays")
+    for server in serving(run):
+        tab = Tab(chromium).open(server.url)
+        tab.page.wait_for_load_state("networkidle")
+        about = [url for url in tab.requests if "/api/layer" in url]
+        assert 1 <= len(about) <= 4
+        assert len([url for url in tab.requests if "/tiles" in url]) <= 4
+        tab.page.close()
+
+
+def test_a_store_without_a_row_says_what_to_do(tab: Tab, tmp_path: Path) -> None:
+    for server in serving(an_empty_store(tmp_path / "r")):
+        tab.open(server.url)
+        assert tab.text("#empty") == "No row is captured yet: run the capture, then reload."
+        tab.press("ArrowDown", "ArrowRight", "Enter", "r", "Escape", "End")
+        assert tab.page.locator("#alert").is_hidden()
+
+
+def test_statistics_alone_still_open_channels(tab: Tab, tmp_path: Path) -> None:
+    for server in serving(a_store(tmp_path / "r", stats="all", values=False)):
+        tab.page.goto(server.url)
+        tab.page.wait_for_selector("#lefts a")
+        assert "statistics alone" in tab.text("#alert span")
+        tab.press("ArrowDown", "ArrowRight", "Enter")
+        tab.page.wait_for_selector("svg.histogram")
+        assert not [url for url in tab.requests if "/tiles" in url or "/values" in url]
