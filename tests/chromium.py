@@ -55,6 +55,17 @@ class Tab:
         )
         return self
 
+    def picture(self) -> bytes:
+        """Return a picture of all but header and footer, once it does not change any more."""
+        main, last = self.page.locator("main"), b""
+        for _ in range(40):
+            now: bytes = main.screenshot()
+            if now == last:
+                return now
+            last = now
+            self.page.wait_for_timeout(80)
+        raise AssertionError("the page does not come to rest")
+
     def press(self, *keys: str) -> Tab:
         """Press keys one after the other, each once the page has painted what the last did."""
         for key in keys:
