@@ -2,15 +2,16 @@
 
 A page scrolls, so no picture has rows of its own that could share a scale. What shares one is therefore said
 by itself: a map, a row of a layer, a channel, a layer or the whole store (each over every captured row), or
-limits that are given. Where the range of all rows is not known, because the store keeps no statistics, it is
-that of some rows; a value beyond it has a mark of its own and is never clipped in silence.
+limits that are given; percentiles may cut it as they cut a picture's. Where the range of all rows is not
+known, because the store keeps no statistics, it is that of some rows; a value beyond the limits has a mark of
+its own, whatever they come from, and is never clipped in silence.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,20 +19,21 @@ from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, SelectionError, closest
 from .bounded import Bounded
-from .colormaps import WHITE, Mark, check_colormap, palette
+from .colormaps import DIVERGING, WHITE, check_colormap, palette
 from .png import palette_png
-from .scale import Scale, TileFacts, blank, entries, fit
+from .ranges import Cuts, Ranges, cuts, maps_of, ranges
+from .scale import Limits, Scale, TileFacts, blank, clipped, colormap_for, cut_of, entries, fit
 from .selection import can_draw
-from .surveys import Survey, maps_of, survey
 from .view import axes_order, has_class_token, wrap
 
 if TYPE_CHECKING:
     from ..capture.reader import Run, Tap
 
 Values = NDArray[Any]
-Limits = tuple[Values, Values]
 
 SCOPES = ("layer", "channel", "row", "map", "store")
+#: Percentiles that may cut a scale, of any scope but the whole store and given limits.
+CLIPS = (99.9, 99.0, 95.0)
 #: Bytes of maps and of PNG files that are kept, and pixels that one sprite has at most.
 MAP_BYTES, PNG_BYTES, MOST_PIXELS = 256 * 2**20, 64 * 2**20, 2**24
 #: Bytes of one row's maps that are read and kept together.
@@ -131,19 +133,21 @@ class Look:
     """What shares a scale, one of `SCOPES`, or limits."""
     colormap: str | None = None
     """Name of a colour map; None is what suits the sign."""
+    clip: float | None = None
+    """The percentile that cuts the scale, one of `CLIPS`; of sizes where it is symmetric around 0."""
 
     @classmethod
-    def parse(cls, scope: str, colormap: str) -> Look:
-        """Read a scope's name or limits such as `-1:1`, and a colour map's name or `auto`.
+    def parse(cls, scope: str | None, colormap: str | None, clip: str | None) -> Look:
+        """Read a scope's name or limits such as `-1:1`, a colour map's name or `auto`, and a percentile.
 
         Raises:
-            DrawError: it is neither.
+            DrawError: it is none of these.
         """
-        if colormap != "auto":
+        if colormap not in (None, "auto"):
             check_colormap(colormap)
         name = None if colormap == "auto" else colormap
-        if scope in SCOPES:
-            return cls(scope, name)
+        if scope is None or scope in SCOPES:
+            return cls(scope or "layer", name, _clip(clip, scope))
         try:
             low, high = (float(limit) for limit in scope.split(":"))
         except ValueError:
@@ -152,7 +156,22 @@ class Look:
             ) from None
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise DrawError(f"limits are finite, the low one below the high one, not {scope!r}")
-        return cls((low, high), name)
+        return cls((low, high), name, _clip(clip, scope))
+
+    def symmetric(self, signed: bool) -> bool:
+        """Return whether the scale is symmetric around 0, where any value is negative or none."""
+        return (self.colormap or colormap_for("auto", signed)) in DIVERGING
+
+
+def _clip(clip: str | None, scope: str | None) -> float | None:
+    if clip is None:
+        return None
+    found = next((one for one in CLIPS if f"{one:g}" == clip), None)
+    if found is None:
+        raise DrawError(f"clip is one of {', '.join(f'{one:g}' for one in CLIPS)}, not {clip!r}")
+    if scope not in (None, "layer", "channel", "row", "map"):
+        raise DrawError(f"a percentile cuts the scale of a layer, channel, row or map, not of {scope!r}")
+    return found
 
 
 class Atlas:
@@ -170,12 +189,13 @@ class Atlas:
         self.layers = {name: Layer.of(tap) for name, tap in run.taps.items()}
         self._maps: Bounded[Values] = Bounded(map_bytes, lambda values: values.nbytes)
         self._pngs: Bounded[bytes] = Bounded(png_bytes, len)
-        self._surveys: Bounded[Survey] = Bounded(2**28, lambda one: 8 * 9 * len(one.low) + 200)
-        self._limits: Bounded[tuple[float, float]] = Bounded(2**22, lambda pair: 200)
+        self._ranges: Bounded[Ranges] = Bounded(2**28, lambda one: 8 * 9 * len(one.low) + 200)
+        self._cuts: Bounded[Cuts] = Bounded(2**26, lambda one: one.limits.nbytes + 200)
+        self._limits: Bounded[Limits] = Bounded(2**22, lambda pair: 200)
 
     def forget(self) -> None:
         """Keep nothing of what depends on which rows are captured."""
-        for cache in (self._maps, self._pngs, self._surveys, self._limits):
+        for cache in (self._maps, self._pngs, self._ranges, self._cuts, self._limits):
             cache.clear()
 
     def layer(self, name: str) -> Layer:
@@ -202,10 +222,16 @@ class Atlas:
         layer = self.layer(name)
         _check([channel], layer.n_channels, layer.unit)
 
-    def survey(self, name: str) -> Survey:
+    def ranges(self, name: str) -> Ranges:
         """Return what is known of all rows of a layer."""
         self.layer(name)
-        return self._surveys.get(name, lambda: survey(self.run, name))
+        return self._ranges.get(name, lambda: ranges(self.run, name))
+
+    def cuts(self, name: str, clip: float, symmetric: bool, by_channel: bool) -> Cuts:
+        """Return where a percentile cuts the scale of a layer, or those of its channels."""
+        self.layer(name)
+        key = name, clip, symmetric, by_channel
+        return self._cuts.get(key, lambda: cuts(self.run, *key))
 
     def maps(self, name: str, rows: Sequence[int], channels: Sequence[int]) -> Values:
         """Return floats of shape (rows, channels, height, width); rows of one shape.
@@ -270,66 +296,87 @@ class Atlas:
             cells = (np.arange(shape.height * shape.width) < shape.n_cells).reshape(shape.height, -1)
         real = values if cells is None else values[:, :, cells][..., None]
         facts = TileFacts.of(real, shape.n_cells)
-        scale = self._scale(name, rows, channels, facts, look)
-        indices = entries(values, scale, facts)
-        flat = (facts.zero | facts.constant)[..., None, None]
-        low, high = (np.atleast_2d(limit)[..., None, None] for limit in (scale.low, scale.high))
-        with np.errstate(invalid="ignore"):
-            indices[(values > high) & (values < np.inf) & ~flat] = Mark.OVER
-            indices[(values < low) & (values > -np.inf) & ~flat] = Mark.UNDER
-        return blank(indices, cells), scale.colormap
+        scale = self._scale(name, rows, channels, real, facts, look)
+        return blank(entries(values, scale, facts), cells), scale.colormap
 
     def _shape(self, name: str, row: int) -> Shape:
         layer = self.layers[name]
         return self.exact(name, row, [0])[1] if layer.is_ragged else layer.map
 
     def _scale(
-        self, name: str, rows: Sequence[int], channels: Sequence[int], facts: TileFacts, look: Look
+        self,
+        name: str,
+        rows: Sequence[int],
+        channels: Sequence[int],
+        values: Values,
+        facts: TileFacts,
+        look: Look,
     ) -> Scale:
+        """Return the scale of maps, as many limits as share one."""
         if not isinstance(look.scope, str):
-            low, high = (np.asarray(limit) for limit in look.scope)
-            return Scale(look.colormap or ("RdBu_r" if low < 0 else "viridis"), low, high)
-        known = self.survey(name)
+            least, most = look.scope
+            colormap = look.colormap or colormap_for("auto", least < 0)
+            return Scale(colormap, np.asarray(least), np.asarray(most), given=True)
+        known, store = self.ranges(name), self.store_limits() if look.scope == "store" else None
+        if look.scope == "row":
+            return self.row_scale(name, rows, look)
+        at, symmetric = list(channels), look.symmetric(known.signed)
+        cut: Values | None = None
         if look.scope == "map":
             low, high = facts.low, facts.high
-        elif look.scope == "row":
-            pairs = np.array([self.row_limits(name, row) for row in rows])
-            low, high = pairs[:, :1], pairs[:, 1:]
+            if look.clip is not None:
+                cut = np.array([[cut_of(one, look.clip, symmetric) for one in maps] for maps in values])
         elif look.scope == "channel":
-            low, high = known.low[list(channels)][None], known.high[list(channels)][None]
-        elif look.scope == "layer":
-            low, high = (np.asarray(limit) for limit in known.limits)
+            low, high = known.low[at][None], known.high[at][None]
+            if look.clip is not None:
+                cut = self.cuts(name, look.clip, symmetric, True).limits[at][None]
         else:
-            low, high = (np.asarray(limit) for limit in self.store_limits())
-        signed = self.store_limits()[0] < 0 if look.scope == "store" else known.signed
-        return fit(low, high, look.colormap, signed)
+            low, high = map(np.asarray, store or known.limits)
+            if look.clip is not None:
+                cut = self.cuts(name, look.clip, symmetric, False).limits
+        return _scale(low, high, cut, look, known.signed if store is None else store[0] < 0)
 
-    def row_limits(self, name: str, row: int) -> tuple[float, float]:
+    def row_scale(self, name: str, rows: Sequence[int], look: Look) -> Scale:
+        """Return the scale of rows of a layer, each with limits of its own; NaN where none is finite."""
+        signed = self.ranges(name).signed
+        low, high = np.array([self.row_range(name, row) for row in rows]).T[..., None]
+        cut = None
+        if look.clip is not None:
+            symmetric = look.symmetric(signed)
+            cut = np.array([[self.row_cut(name, row, look.clip, symmetric)] for row in rows])
+        return _scale(low, high, cut, look, signed)
+
+    def row_range(self, name: str, row: int) -> Limits:
         """Return the least and greatest finite value of one row of a layer; NaN where there is none."""
 
-        def look() -> tuple[float, float]:
-            n, per_look = self.layers[name].n_channels, 4096
-            low, high = math.nan, math.nan
-            if not self._shape(name, row).n_cells:
-                return low, high
-            for first in range(0, n, per_look):
-                values = self.maps(name, [row], range(first, min(first + per_look, n)))
-                finite = values[np.isfinite(values)]
-                if finite.size:
-                    low, high = np.fmin(low, finite.min()), np.fmax(high, finite.max())
-            return float(low), float(high)
+        def find() -> Limits:
+            values = self._row(name, row)
+            return (float(values.min()), float(values.max())) if values.size else (math.nan, math.nan)
 
-        return self._limits.get((name, row), look)
+        return self._limits.get((name, row), find)
 
-    def store_limits(self) -> tuple[float, float]:
+    def row_cut(self, name: str, row: int, clip: float, symmetric: bool) -> Limits:
+        """Return where a percentile cuts the scale of one row of a layer."""
+        key = name, row, clip, symmetric
+        return self._limits.get(key, lambda: cut_of(self._row(name, row), clip, symmetric))
+
+    def _row(self, name: str, row: int) -> Values:
+        """Return the finite values of one row of a layer."""
+        if not self._shape(name, row).n_cells:
+            return np.empty(0)
+        values = self.maps(name, [row], range(self.layers[name].n_channels))
+        found: Values = values[np.isfinite(values)]
+        return found
+
+    def store_limits(self) -> Limits:
         """Return the least and greatest value of all layers that can be drawn."""
 
-        def look() -> tuple[float, float]:
-            limits = [self.survey(name).limits for name, layer in self.layers.items() if not layer.refusal]
+        def find() -> Limits:
+            limits = [self.ranges(name).limits for name, layer in self.layers.items() if not layer.refusal]
             low, high = np.array([(math.nan, math.nan), *limits]).T
             return float(np.fmin.reduce(low)), float(np.fmax.reduce(high))
 
-        return self._limits.get("store", look)
+        return self._limits.get("store", find)
 
     def exact(self, name: str, row: int, channels: Sequence[int]) -> tuple[Values, Shape]:
         """Return the values of a row as they are, shape (channels, values), and how a map is made of them.
@@ -354,6 +401,14 @@ class Atlas:
     def wire(self, name: str) -> str:
         """Return the element type of what `exact` gives."""
         return str(_plain(np.empty((0, 0), self.run[name].dtype)).dtype)
+
+
+def _scale(low: Values, high: Values, cut: Values | None, look: Look, signed: bool) -> Scale:
+    """Return a scale whose limits count as given: values may lie outside them."""
+    scale = fit(low, high, look.colormap, signed)
+    if cut is not None and look.clip is not None:
+        scale = clipped(scale, cut, look.clip)
+    return replace(scale, given=True)
 
 
 def _plain(values: Values) -> Values:

@@ -1,13 +1,15 @@
 """One channel over all rows: its range, histogram, the rows that excite it most, its mean for each class.
 
 The one-pass statistics of a store have them of every row, at no cost. What they do not have comes from some
-rows, read in bounded time, and says so; `lacking` then tells how a capture keeps it.
+rows, read in bounded time, counted as a capture counts, and says so; `lacking` then tells how a capture keeps
+it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +17,9 @@ from numpy.typing import NDArray
 
 from ..capture.errors import SelectionError
 from ..capture.statistics import edges
+from .ranges import some_rows, statistics_of
 from .selection import class_column
-from .surveys import some_rows, statistics_of
+from .tally import Tally
 from .view import class_name
 
 if TYPE_CHECKING:
@@ -25,51 +28,11 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 Values = NDArray[Any]
-Take = Callable[[Values], Values]
 
-_BINS = 48
 _TOP = 16
 _MOST_CLASSES = 4096
-
-
-def channel_facts(run: Run, name: str, channel: int, look: bool = True) -> Json:
-    """Return what is known of a channel, as JSON; numbers that are not finite are None.
-
-    Args:
-        run: the store.
-        name: the tap.
-        channel: which.
-        look: whether rows may be read where statistics do not tell.
-
-    Returns:
-        `rows` that it is of, and `whole`, whether these are all; `numbers`, `histogram`, `top`, `classes`,
-        each None where it is not known; `lacking`, what the store does not keep with how to keep it.
-    """
-    its = statistics_of(run, name)
-    facts: Json = {"rows": 0, "whole": False, "numbers": None, "histogram": None, "top": None}
-    facts |= {"classes": None, "lacking": [], "sampled": []}
-    if its is not None:
-        facts |= {"rows": run.n_committed, "whole": True, "numbers": _numbers(its, channel)}
-        facts["histogram"] = _histogram(its, channel)
-        facts["top"] = _top(run, its, channel)
-        facts["classes"] = _classes(run, its, channel)
-    wanted = [part for part in ("numbers", "histogram", "top", "classes") if facts[part] is None]
-    if wanted and look and run.manifest.layout.values:
-        sampled = _sampled(run, name, channel)
-        facts["sampled"] = [part for part in wanted if sampled[part] is not None]
-        facts |= {part: sampled[part] for part in facts["sampled"]}
-        facts["sample_rows"] = sampled["rows"]
-        if sampled["rows"] == run.n_committed:
-            facts |= {"sampled": [], "rows": sampled["rows"], "whole": True}
-            wanted = []
-    flags = {"numbers": "cheap", "histogram": "histogram", "top": "top:16", "classes": "classes"}
-    facts["lacking"] = [{"what": part, "stats": flags[part]} for part in wanted]
-    return facts
-
-
-def all_channel_facts(run: Run, name: str, channels: Sequence[int]) -> list[Json]:
-    """Return what statistics tell of some channels, without a look at any row."""
-    return [channel_facts(run, name, channel, look=False) for channel in channels]
+#: What there is to know of a channel, and the statistics of a capture that keep it.
+_PARTS = {"numbers": "cheap", "histogram": "histogram", "top": f"top:{_TOP}", "classes": "classes"}
 
 
 def finite(value: Any) -> float | None:
@@ -77,7 +40,111 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _numbers(its: TapStatistics, channel: int) -> Json:
+class ChannelFacts:
+    """What is known of the channels of a layer.
+
+    Args:
+        run: the store.
+        name: the tap.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
+        self._its = statistics_of(run, name)
+
+    def of(self, channel: int, look: bool = True) -> Json:
+        """Return what is known of a channel, as JSON; numbers that are not finite are None.
+
+        Args:
+            channel: which.
+            look: whether rows may be read where statistics do not tell.
+
+        Returns:
+            `rows` that it is of, and `whole`, whether these are all; the `_PARTS`, each None where it is not
+            known; those that are `sampled`, of `sample_rows`; `lacking`, what the store does not keep of all
+            rows, with how to keep it.
+        """
+        kept, n = self._kept(channel), self.run.n_committed
+        wanted = [part for part in _PARTS if kept.get(part) is None]
+        facts: Json = dict.fromkeys(_PARTS) | kept
+        facts |= {"rows": n if kept else 0, "whole": bool(kept), "sampled": [], "sample_rows": 0}
+        if wanted and look and self.run.manifest.layout.values:
+            looked, n_looked = self._looked(channel)
+            facts |= {part: looked[part] for part in wanted}
+            if n_looked == n:
+                facts |= {"rows": n, "whole": True}
+                wanted = []
+            facts |= {
+                "sampled": [part for part in wanted if looked[part] is not None],
+                "sample_rows": n_looked,
+            }
+        return facts | {"lacking": [{"what": part, "stats": _PARTS[part]} for part in wanted]}
+
+    def _kept(self, channel: int) -> Json:
+        """Return the parts that statistics tell; none where there are none."""
+        if self._its is None:
+            return {}
+        return _counted(self._its, channel) | {"top": self._top(channel), "classes": self._classes(channel)}
+
+    def _looked(self, channel: int) -> tuple[Json, int]:
+        """Return the parts that some rows tell, and how many rows."""
+        tally, rows, maxima = Tally(1), list[int](), list[Values]()
+        for values, some in some_rows(self.run, self.name, [channel]):
+            tally.add(values.astype(np.float64))
+            maxima.append(np.where(np.isfinite(values), values, -np.inf).max((1, 2), initial=-np.inf))
+            rows += some
+        if not rows:
+            return dict.fromkeys(_PARTS), 0
+        order, means = np.argsort(rows), np.concatenate(tally.means)[:, 0]
+        at = np.array(rows)[order]
+        parts = _counted(tally.statistics(self.name, None), 0)
+        parts["top"] = _greatest(at, np.concatenate(maxima)[order])
+        parts["classes"] = _means_of_classes(self.run, at, means[order])
+        return parts, len(rows)
+
+    def _top(self, channel: int) -> list[Json] | None:
+        its = self._its
+        assert its is not None
+        if its.top_rows is not None and its.top_values is not None and its.top_positions is not None:
+            columns = (its.top_rows[channel], its.top_values[channel], its.top_positions[channel])
+            found = zip(*(column.tolist() for column in columns), strict=True)
+            return [{"row": row, "value": finite(value), "at": at} for row, value, at in found if row >= 0]
+        try:
+            maxima = [
+                self.run.stats.pooled(self.name, "maximum", self.run.rows_of(block))[:, channel]
+                for block in self.run.blocks
+            ]
+        except SelectionError:  # they were not kept
+            return None
+        return _greatest(np.flatnonzero(self.run.committed()), np.concatenate(maxima))
+
+    @cached_property
+    def _by_class(self) -> tuple[Values, Values] | None:
+        """Rows of each class, and means of each class and channel; None where they were not kept."""
+        try:
+            means = self.run.stats.class_means(self.name)
+            labels = self.run.stats.labels()
+        except SelectionError:  # no means of rows, or no labels
+            return None
+        return np.bincount(labels[labels >= 0], minlength=len(means)), means
+
+    def _classes(self, channel: int) -> list[Json] | None:
+        if self._by_class is None or self._its is None:
+            return None
+        counts, means = self._by_class
+        maps = self._its.class_maps
+        there = np.flatnonzero(counts).tolist()
+        found = _classes_of(self.run, ((label, counts[label], means[label, channel]) for label in there))
+        if maps is not None and maps.ndim == 4:
+            for one, label in zip(found, there, strict=False):
+                if label < len(maps):
+                    lines = maps[label, channel].tolist()
+                    one["map"] = [[finite(float(f"{v:.5g}")) for v in line] for line in lines]
+        return found
+
+
+def _counted(its: TapStatistics, channel: int) -> Json:
+    """Return range and histogram."""
     assert its.count is not None
     assert its.n_nan is not None
     assert its.n_inf is not None
@@ -86,7 +153,7 @@ def _numbers(its: TapStatistics, channel: int) -> Json:
     assert its.mean is not None
     assert its.variance is not None
     assert its.zero_fraction is not None
-    return {
+    numbers = {
         "count": int(its.count[channel]),
         "nan": int(its.n_nan[channel]),
         "inf": int(its.n_inf[channel]),
@@ -96,6 +163,7 @@ def _numbers(its: TapStatistics, channel: int) -> Json:
         "mean": finite(its.mean[channel]),
         "deviation": finite(np.sqrt(its.variance[channel])),
     }
+    return {"numbers": numbers, "histogram": _histogram(its, channel)}
 
 
 def _histogram(its: TapStatistics, channel: int) -> Json | None:
@@ -107,103 +175,34 @@ def _histogram(its: TapStatistics, channel: int) -> Json | None:
         return None
     first, last = int(found[0]), int(found[-1]) + 1
     limits = [finite(edge) for edge in edges()[first : last + 1]]
-    return {"counts": counts[first:last].tolist(), "edges": limits, "octaves": True}
-
-
-def _top(run: Run, its: TapStatistics, channel: int) -> list[Json] | None:
-    if its.top_rows is not None and its.top_values is not None and its.top_positions is not None:
-        found = zip(
-            its.top_rows[channel].tolist(),
-            its.top_values[channel].tolist(),
-            its.top_positions[channel].tolist(),
-            strict=True,
-        )
-        return [{"row": row, "value": finite(value), "at": at} for row, value, at in found if row >= 0]
-    try:
-        maxima = run.stats.pooled(its.name, "maximum")[:, channel]
-    except SelectionError:
-        return None
-    rows = np.flatnonzero(run.committed())
-    return _greatest(rows, maxima)
+    return {"counts": counts[first:last].tolist(), "edges": limits}
 
 
 def _greatest(rows: Values, maxima: Values) -> list[Json]:
+    """Return the rows with the greatest maxima, the earlier of equals first."""
     order = np.argsort(-np.where(np.isfinite(maxima), maxima, -np.inf), kind="stable")[:_TOP]
     return [{"row": int(rows[i]), "value": finite(maxima[i])} for i in order if np.isfinite(maxima[i])]
 
 
-def _classes(run: Run, its: TapStatistics, channel: int) -> list[Json] | None:
-    try:
-        means = run.stats.class_means(its.name)[:, channel]
-    except SelectionError:  # no means of rows, or no labels
-        return None
-    rows = np.flatnonzero(run.committed())
-    labels = class_column(run, "label", rows)
-    if labels is None or labels.dtype.kind == "U":
-        return None
-    counts = np.bincount(labels[labels >= 0], minlength=len(means))
-    maps = its.class_maps
-    found = []
-    for label in np.flatnonzero(counts[: len(means)])[:_MOST_CLASSES].tolist():
-        one: Json = {"name": class_name(run.classes, label), "rows": int(counts[label])}
-        one["mean"] = finite(means[label])
-        if maps is not None and label < len(maps) and maps.ndim == 4:
-            one["map"] = [[finite(float(f"{v:.5g}")) for v in line] for line in maps[label, channel].tolist()]
-        found.append(one)
-    return found
-
-
-def _sampled(run: Run, name: str, channel: int) -> Json:
-    """Return the facts of some rows."""
-    pieces, rows = [], []
-    for maps, piece in some_rows(run, name, [channel]):
-        rows += piece
-        pieces.append(maps.flat[:, 0])
-    flat = np.concatenate([piece.ravel() for piece in pieces]) if pieces else np.zeros(0)
-    ok = flat[np.isfinite(flat)].astype(np.float64)
-    maxima = np.array([_row_of(one, np.max) for piece in pieces for one in piece])
-    means = np.array([_row_of(one, np.mean) for piece in pieces for one in piece])
-    order = np.argsort(rows, kind="stable")
-    at = np.array(rows, np.intp)[order]
-    return {
-        "rows": len(rows),
-        "numbers": _sampled_numbers(flat, ok),
-        "histogram": _sampled_histogram(ok),
-        "top": _greatest(at, maxima[order]) if len(rows) else None,
-        "classes": _sampled_classes(run, at, means[order]) if len(rows) else None,
-    }
-
-
-def _row_of(values: Values, by: Callable[[Values], Any]) -> float:
-    ok = values[np.isfinite(values)].astype(np.float64)
-    return float(by(ok)) if ok.size else math.nan
-
-
-def _sampled_numbers(flat: Values, ok: Values) -> Json:
-    n_nan = int(np.isnan(flat).sum())
-    numbers: Json = {"count": int(ok.size), "nan": n_nan, "inf": int(flat.size - ok.size - n_nan)}
-    if not ok.size:
-        return numbers | dict.fromkeys(("zero", "minimum", "maximum", "mean", "deviation"))
-    found = {"zero": (ok == 0).mean(), "minimum": ok.min(), "maximum": ok.max(), "mean": ok.mean()}
-    return numbers | {key: finite(value) for key, value in (found | {"deviation": ok.std()}).items()}
-
-
-def _sampled_histogram(ok: Values) -> Json | None:
-    if not ok.size:
-        return None
-    counts, limits = np.histogram(ok, _BINS if ok.min() < ok.max() else 1)
-    return {"counts": counts.tolist(), "edges": limits.tolist(), "octaves": False}
-
-
-def _sampled_classes(run: Run, rows: Values, means: Values) -> list[Json] | None:
+def _means_of_classes(run: Run, rows: Values, means: Values) -> list[Json] | None:
+    """Return the mean of the means of some rows for each of their classes."""
     labels = class_column(run, "label", rows)
     if labels is None:
         return None
-    found = []
-    for label in np.unique(labels).tolist()[:_MOST_CLASSES]:
-        named = class_name(run.classes, label)
-        if named is not None:
+
+    def of_each() -> Iterable[tuple[int | str, int, float]]:
+        for label in np.unique(labels).tolist():
             its = means[labels == label]
-            mean = its[np.isfinite(its)].mean() if np.isfinite(its).any() else math.nan
-            found.append({"name": named, "rows": len(its), "mean": finite(mean)})
-    return found
+            ok = its[np.isfinite(its)]
+            yield label, len(its), ok.mean() if ok.size else math.nan
+
+    return _classes_of(run, of_each())
+
+
+def _classes_of(run: Run, parts: Iterable[tuple[int | str, int, float]]) -> list[Json]:
+    """Return classes by name, from their labels, rows and means; rows without a class are in none."""
+    named = ((class_name(run.classes, label), n, mean) for label, n, mean in parts)
+    found = [
+        {"name": name, "rows": int(n), "mean": finite(mean)} for name, n, mean in named if name is not None
+    ]
+    return found[:_MOST_CLASSES]

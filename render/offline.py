@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -21,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..capture.errors import DrawError
-from .atlas import Atlas
-from .channel_facts import all_channel_facts, finite
-from .page_data import as_json, layer_facts, page_file, picture_png, run_facts
+from .atlas import CLIPS, Atlas
+from .channel_facts import ChannelFacts, finite
+from .page_data import as_json, cut_facts, layer_facts, page_file, picture_png, run_facts
 from .row_filter import facts_of
+from .scale import Limits
 from .selection import ChannelChoice, Rows, select_layers, select_rows
 from .spec import MontageSpec
 from .view import take
@@ -177,18 +179,26 @@ class _Pieces:
             data = as_json(self._layer(self.layers[at].name))
         elif what == "channels":
             name = self.layers[at].name
-            data = as_json(all_channel_facts(self.run, name, self.channels[name]))
+            its = ChannelFacts(self.run, name)
+            data = as_json([its.of(channel, look=False) for channel in self.channels[name]])
         else:
             name = self.layers[at].name
             data = self.atlas.exact(name, int(numbers[1]), self.channels[name])[0].tobytes()
         return base64.b64encode(zlib.compress(data, _LEVEL)).decode()
 
     def _layer(self, name: str) -> Json:
-        """Return what is known of a layer, with the limits and shapes of its rows."""
-        facts = layer_facts(self.atlas, name)
-        if self.run.manifest.layout.values:
-            pairs = {row: self.atlas.row_limits(name, row) for row in self.rows}
-            facts["row_limits"] = {str(row): [finite(limit) for limit in pair] for row, pair in pairs.items()}
+        """Return what is known of a layer, with percentiles, and the ranges and shapes of its rows."""
+        atlas, facts = self.atlas, layer_facts(self.atlas, name)
+        rows = self.rows if self.run.manifest.layout.values else ()
+        facts["row_range"] = {row: _pair(atlas.row_range(name, row)) for row in rows}
+        facts["cuts"] = {
+            f"{clip:g} {scope} {'symmetric' if symmetric else 'plain'}": (
+                {"rows": 1, "limits": {row: _pair(atlas.row_cut(name, row, clip, symmetric)) for row in rows}}
+                if scope == "row"
+                else cut_facts(atlas, name, clip, symmetric, scope == "channel")
+            )
+            for clip, scope, symmetric in itertools.product(CLIPS, ("layer", "channel", "row"), (True, False))
+        }
         if self.atlas.layers[name].is_ragged:
             shapes = {row: self.atlas.exact(name, row, [0])[1] for row in self.rows}
             facts["shapes"] = {str(row): asdict(shape) for row, shape in shapes.items()}
@@ -220,6 +230,10 @@ class _Pieces:
         channels = self.channels[layer.name]
         about = next(one for one in known if one["name"] == layer.name)
         return about | {"only": None if len(channels) == layer.n_channels else list(channels)}
+
+
+def _pair(limits: Limits) -> list[float | None]:
+    return [finite(limit) for limit in limits]
 
 
 def _counted(classes: list[Json], rows: list[Json]) -> list[Json]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..capture.errors import SelectionError
-from .atlas import Atlas
+from .atlas import CLIPS, Atlas
 from .channel_facts import finite
 from .colormaps import COLORMAPS, DIVERGING, Mark, palette
+from .ranges import MEASURES
 from .row_filter import check_rows, classes_of
-from .surveys import MEASURES
 from .view import row_views
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run_facts(atlas: Atlas) -> Json:
         "outcome": outcome,
         "layers": [asdict(layer) | {"wire": _wire(atlas, layer.name)} for layer in atlas.layers.values()],
         "measures": list(MEASURES),
+        "clips": [f"{clip:g}" for clip in CLIPS],
         "palettes": {name: palette(name).tobytes().hex() for name in COLORMAPS},
         "diverging": list(DIVERGING),
         "marks": {mark.name: int(mark) for mark in Mark},
@@ -69,7 +70,7 @@ def _version(run: Run) -> str:
 
 def layer_facts(atlas: Atlas, name: str) -> Json:
     """Return a layer's limits, and how much each of its channels matters."""
-    known = atlas.survey(name)
+    known = atlas.ranges(name)
     low, high = known.limits
     return {
         "low": finite(low),
@@ -83,6 +84,13 @@ def layer_facts(atlas: Atlas, name: str) -> Json:
             by: [finite(value) for value in values.tolist()] for by, values in known.measures.items()
         },
     }
+
+
+def cut_facts(atlas: Atlas, name: str, clip: float, symmetric: bool, by_channel: bool) -> Json:
+    """Return where a percentile cuts the scale of a layer, or those of its channels; None: it does not."""
+    cuts = atlas.cuts(name, clip, symmetric, by_channel)
+    pairs = [[finite(limit) for limit in pair] for pair in cuts.limits.reshape(-1, 2).tolist()]
+    return {"rows": cuts.n_rows, "limits": pairs if cuts.limits.ndim == 2 else pairs[0]}
 
 
 def picture_png(run: Run, row: int) -> bytes:

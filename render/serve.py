@@ -25,8 +25,8 @@ from ..capture.errors import DrawError, LayertapError, SelectionError, StoreErro
 from ..capture.printable import printable
 from .atlas import Atlas, Look
 from .bounded import Bounded
-from .channel_facts import channel_facts, finite
-from .page_data import as_json, layer_facts, page_file, picture_png, run_facts
+from .channel_facts import ChannelFacts, finite
+from .page_data import as_json, cut_facts, layer_facts, page_file, picture_png, run_facts
 from .row_filter import RowFilter, facts_of
 
 if TYPE_CHECKING:
@@ -103,6 +103,10 @@ class Query:
         return tuple(found)
 
 
+def _look(query: Query) -> Look:
+    return Look.parse(*(query.maybe(key) for key in ("scope", "colormap", "clip")))
+
+
 def _whole(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 16):
         raise DrawError(f"{name}: whole numbers with commas between them are wanted, not {text[:40]!r}")
@@ -120,12 +124,14 @@ class Routes:
         self.atlas = Atlas(run)
         self._rows: Bounded[bytes] = Bounded(32 * 2**20, len)
         self._channels: Bounded[bytes] = Bounded(32 * 2**20, len)
+        self._layers: dict[str, ChannelFacts] = {}
         self._refreshing = threading.Lock()
         self._answers: dict[str, Callable[[Query], Answer]] = {
             "/api/run": self._run,
             "/api/rows": self._chosen,
             "/api/facts": self._facts,
             "/api/layer": self._layer,
+            "/api/cuts": self._cuts,
             "/api/limits": self._limits,
             "/api/channel": self._channel,
             "/tiles": self._tiles,
@@ -157,6 +163,7 @@ class Routes:
                 self.atlas.forget()
                 self._rows.clear()
                 self._channels.clear()
+                self._layers.clear()
         return _JSON, as_json(run_facts(self.atlas)), {}
 
     def _chosen(self, query: Query) -> Answer:
@@ -170,6 +177,14 @@ class Routes:
     def _layer(self, query: Query) -> Answer:
         return _JSON, as_json(layer_facts(self.atlas, query.text("layer"))), _KEPT
 
+    def _cuts(self, query: Query) -> Answer:
+        look, name = _look(query), query.text("layer")
+        if look.clip is None or look.scope not in ("layer", "channel"):
+            raise DrawError("a percentile is asked for, of a layer or of its channels")
+        symmetric = look.symmetric(self.atlas.ranges(name).signed)
+        facts = cut_facts(self.atlas, name, look.clip, symmetric, look.scope == "channel")
+        return _JSON, as_json(facts), _KEPT
+
     def _limits(self, query: Query) -> Answer:
         low, high = map(finite, self.atlas.store_limits())
         return _JSON, as_json({"low": low, "high": high}), _KEPT
@@ -177,17 +192,20 @@ class Routes:
     def _channel(self, query: Query) -> Answer:
         name, channel = query.text("layer"), query.number("channel")
         self.atlas.check(name, channel)
-        run = self.atlas.run
-        made = self._channels.get((name, channel), lambda: as_json(channel_facts(run, name, channel)))
+        if name not in self._layers:
+            self._layers[name] = ChannelFacts(self.atlas.run, name)
+        its = self._layers[name]
+        made = self._channels.get((name, channel), lambda: as_json(its.of(channel)))
         return _JSON, made, _KEPT
 
     def _tiles(self, query: Query) -> Answer:
-        look = Look.parse(query.maybe("scope") or "layer", query.maybe("colormap") or "auto")
+        look = _look(query)
         rows, channels = query.numbers("rows", _MOST_ROWS), query.numbers("channels", _MOST_CHANNELS)
         name = query.text("layer")
         data, headers = self.atlas.tiles(name, rows, channels, look), dict(_KEPT)
         if look.scope == "row":
-            pairs = [self.atlas.row_limits(name, row) for row in rows]
+            scale = self.atlas.row_scale(name, rows, look)
+            pairs = zip(scale.low[:, 0], scale.high[:, 0], strict=True)
             headers["X-Limits"] = json.dumps([[finite(limit) for limit in pair] for pair in pairs])
         return "image/png", data, headers
 

@@ -158,9 +158,9 @@ def test_what_is_no_ordinary_value_has_its_mark(plain: Server) -> None:
 def test_a_value_beyond_the_rows_that_were_looked_at_is_marked_and_not_clipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from layertap.render import surveys
+    from layertap.render import ranges
 
-    monkeypatch.setattr(surveys, "MOST_ROWS", 2)
+    monkeypatch.setattr(ranges, "MOST_ROWS", 2)
     values = np.ones((6, 2, 3, 3), np.float32) * np.arange(1, 10).reshape(3, 3)
     values[3, 1, 0, 0], values[3, 0, 2, 2] = 50, -1
     run = lt.record_dataset(
@@ -210,9 +210,9 @@ def test_a_channels_facts_come_from_statistics_or_from_rows_and_say_so(
 def test_of_many_rows_without_statistics_some_are_looked_at_and_the_flag_is_named(
     plain: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from layertap.render import surveys
+    from layertap.render import ranges
 
-    monkeypatch.setattr(surveys, "MOST_ROWS", 10)
+    monkeypatch.setattr(ranges, "MOST_ROWS", 10)
     facts = json.loads(got(plain, "/api/channel", layer="conv1", channel=6))
     assert facts["sample_rows"] == 10
     assert facts["sampled"] == ["numbers", "histogram", "top", "classes"]
