@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 from ..capture.errors import DrawError
 from .atlas import CLIPS, Atlas
 from .channel_facts import ChannelFacts, finite
-from .page_data import as_json, cut_facts, layer_facts, page_file, picture_png, run_facts
+from .page_data import SCRIPTS, as_json, cut_facts, layer_facts, page_file, picture_png, run_facts
 from .row_filter import facts_of
 from .scale import Limits
 from .selection import ChannelChoice, Rows, select_layers, select_rows
 from .spec import MontageSpec
-from .view import take
+from .view import has_pictures, take
 
 if TYPE_CHECKING:
     from ..capture.reader import Run
@@ -161,7 +161,7 @@ class _Pieces:
         """What each piece is, in their order."""
         numbers = range(len(self.layers))
         rows = self.rows if self.run.manifest.layout.values else ()
-        pictures = self.rows if "picture" in self.run.rows else ()
+        pictures = self.rows if has_pictures(self.run) else ()
         return [
             *(f"layer:{i}" for i in numbers),
             *(f"channels:{i}" for i in numbers),
@@ -256,7 +256,9 @@ def _page(pieces: _Pieces, scripts: str) -> tuple[str, str]:
         pieces: what the page is made of.
         scripts: where scripts may come from, beside the page itself.
     """
-    html, style, script = (page_file(name).decode() for name in ("index.html", "page.css", "page.js"))
+    html, style = (page_file(name).decode() for name in ("index.html", "page.css"))
+    script = "".join(page_file(name).decode() for name in SCRIPTS)
+    tags = "\n".join(f'<script defer src="{name}"></script>' for name in SCRIPTS)
     icon = base64.b64encode(page_file("icon.svg")).decode()
     policy = (
         f"default-src 'none'; script-src {_hash(script)} {scripts}; style-src {_hash(style)}; "
@@ -267,7 +269,7 @@ def _page(pieces: _Pieces, scripts: str) -> tuple[str, str]:
         f'content="{policy}">',
         'href="icon.svg"': f'href="data:image/svg+xml;base64,{icon}"',
         '<link rel="stylesheet" href="page.css">': f"<style>{style}</style>",
-        '<script type="module" src="page.js"></script>': f'<script type="module">{script}</script>',
+        tags: f'<script type="module">{script}</script>',
     }.items():
         assert html.count(old) == 1, old
         html = html.replace(old, new)

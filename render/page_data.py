@@ -16,7 +16,8 @@ from .channel_facts import finite
 from .colormaps import COLORMAPS, DIVERGING, Mark, palette
 from .ranges import MEASURES
 from .row_filter import check_rows, classes_of
-from .view import row_views
+from .scale import colormap_for
+from .view import has_pictures, row_views
 
 if TYPE_CHECKING:
     from ..capture.reader import Run
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 PAGE = Path(__file__).parent / "page"
+#: In this order: what one declares is there for those after it.
+SCRIPTS = ("store.js", "board.js", "page.js")
 
 
 def as_json(values: Any) -> bytes:
@@ -47,6 +50,7 @@ def run_facts(atlas: Atlas) -> Json:
         "model": str(info.get("model", {}).get("name") or ""),
         "data": str(info.get("data", {}).get("name") or ""),
         "columns": list(run.rows),
+        "pictures": has_pictures(run),
         "classes": classes,
         "outcome": outcome,
         "layers": [asdict(layer) | {"wire": _wire(atlas, layer.name)} for layer in atlas.layers.values()],
@@ -54,6 +58,7 @@ def run_facts(atlas: Atlas) -> Json:
         "clips": [f"{clip:g}" for clip in CLIPS],
         "palettes": {name: palette(name).tobytes().hex() for name in COLORMAPS},
         "diverging": list(DIVERGING),
+        "by_sign": [colormap_for("auto", signed) for signed in (False, True)],
         "marks": {mark.name: int(mark) for mark in Mark},
     }
 

@@ -26,7 +26,7 @@ from ..capture.printable import printable
 from .atlas import Atlas, Look
 from .bounded import Bounded
 from .channel_facts import ChannelFacts, finite
-from .page_data import as_json, cut_facts, layer_facts, page_file, picture_png, run_facts
+from .page_data import SCRIPTS, as_json, cut_facts, layer_facts, page_file, picture_png, run_facts
 from .row_filter import RowFilter, facts_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ _JSON, _BINARY = "application/json; charset=utf-8", "application/octet-stream"
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in SCRIPTS},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 #: Of an answer whose address names the store's version: it never means anything else.

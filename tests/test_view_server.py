@@ -20,6 +20,7 @@ from layertap.capture.errors import StoreError
 from layertap.render import serve
 from layertap.render.bounded import Bounded
 from layertap.render.colormaps import Mark, palette
+from layertap.render.page_data import SCRIPTS
 from layertap.render.row_filter import RowFilter
 from layertap.render.serve import Server
 from PIL import Image
@@ -293,7 +294,7 @@ def test_every_answer_is_told_to_run_nothing_foreign(plain: Server) -> None:
 
 
 def test_the_page_names_no_other_address() -> None:
-    for name in ("index.html", "page.css", "page.js", "icon.svg"):
+    for name in ("index.html", "page.css", *SCRIPTS, "icon.svg"):
         text = (serve.page_file(name)).decode().replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text
         assert "https:" not in text
