@@ -95,7 +95,8 @@ def cut_facts(atlas: Atlas, name: str, clip: float, symmetric: bool, by_channel:
     """Return where a percentile cuts the scale of a layer, or those of its channels; None: it does not."""
     cuts = atlas.cuts(name, clip, symmetric, by_channel)
     pairs = [[finite(limit) for limit in pair] for pair in cuts.limits.reshape(-1, 2).tolist()]
-    return {"rows": cuts.n_rows, "limits": pairs if cuts.limits.ndim == 2 else pairs[0]}
+    limits = pairs if cuts.limits.ndim == 2 else pairs[0]
+    return {"rows": cuts.n_rows, "about": cuts.about, "limits": limits}
 
 
 def picture_png(run: Run, row: int) -> bytes:

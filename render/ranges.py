@@ -76,6 +76,8 @@ class Cuts:
     """The lower and the upper limit, shape (2,), or (channels, 2); NaN where the scale is not cut."""
     n_rows: int
     """Rows that it is a percentile of."""
+    about: bool
+    """Whether these are edges of a histogram's bins, the next ones outside of the percentile."""
 
 
 def ranges(run: Run, name: str) -> Ranges:
@@ -108,7 +110,7 @@ def cuts(run: Run, name: str, clip: float, symmetric: bool, by_channel: bool) ->
         return _cuts_of_rows(run, name, clip, symmetric, by_channel)
     parts = [its] if not by_channel else [_one(its, channel) for channel in range(len(its.histogram))]
     found = [cut_by_histogram(part, clip, symmetric) or (math.nan, math.nan) for part in parts]
-    return Cuts(np.array(found if by_channel else found[0]), run.n_committed)
+    return Cuts(np.array(found if by_channel else found[0]), run.n_committed, True)
 
 
 def statistics_of(run: Run, name: str) -> TapStatistics | None:
@@ -157,10 +159,11 @@ def _measures(totals: Totals) -> dict[str, Floats]:
 def _cuts_of_rows(run: Run, name: str, clip: float, symmetric: bool, by_channel: bool) -> Cuts:
     read = list(some_rows(run, name))
     if not read:
-        return Cuts(np.full(2, np.nan), 0)
+        return Cuts(np.full(2, np.nan), 0, False)
     flat = np.concatenate([np.moveaxis(v, 1, 0).reshape(v.shape[1], -1) for v, _ in read], axis=1)
     found = [cut_of(values, clip, symmetric) for values in (flat if by_channel else flat[None])]
-    return Cuts(np.array(found if by_channel else found[0]), sum(len(rows) for _, rows in read))
+    n_rows = sum(len(rows) for _, rows in read)
+    return Cuts(np.array(found if by_channel else found[0]), n_rows, False)
 
 
 def maps_of(run: Run, name: str, rows: Sequence[int], channels: Sequence[int] | None = None) -> LayerView:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+#: Whether the page painted what was last done, and has all that is on the screen.
+_AT_REST = """() => document.querySelector('main').ariaBusy === 'false'
+  && [...document.querySelectorAll('main img')].every((image) => image.hidden || image.naturalWidth)"""
 
 
 @contextmanager
 def browser() -> Iterator[Any]:
     """Give a browser; skip where there is none."""
-    api = pytest.importorskip("playwright.sync_api")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium here; the page's own tests need one (Debian: apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="the page's own tests drive it with playwright")
     with api.sync_playwright() as playwright:
+        names = ("chromium", "chromium-browser", "google-chrome")
+        found = next(filter(None, map(shutil.which, names)), playwright.chromium.executable_path)
+        if not Path(found).exists():
+            pytest.skip("no Chromium here; the page's own tests need one (Debian: apt-get install chromium)")
         started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         try:
             yield started
@@ -37,49 +48,57 @@ class Tab:
         self.page.on(
             "console", lambda said: self.complaints.append(said.text) if said.type == "error" else None
         )
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
 
     def open(self, url: str) -> Tab:
-        """Load an address anew, and wait until every tile on the screen is there."""
+        """Load an address anew, and wait until the page is at rest."""
         self.page.goto("about:blank")
         self.page.goto(url)
         return self.settled()
 
     def settled(self) -> Tab:
-        """Wait until nothing that is on the screen is missing."""
-        self.page.wait_for_function(
-            "() => document.querySelector('#count').textContent && "
-            "(document.querySelector('#board').hidden || !document.querySelector('#empty').hidden || "
-            "(document.querySelector('#canvas').tiles?.length && "
-            "document.querySelector('#canvas').tiles.every((tile) => tile.there)))"
-        )
+        """Wait until the page has painted what was last done, with all that is on the screen."""
+        self.page.wait_for_function(_AT_REST)
         return self
-
-    def picture(self) -> bytes:
-        """Return a picture of all but header and footer, once it does not change any more."""
-        main, last = self.page.locator("main"), b""
-        for _ in range(40):
-            now: bytes = main.screenshot()
-            if now == last:
-                return now
-            last = now
-            self.page.wait_for_timeout(80)
-        raise AssertionError("the page does not come to rest")
 
     def press(self, *keys: str) -> Tab:
         """Press keys one after the other, each once the page has painted what the last did."""
         for key in keys:
             self.page.keyboard.press(key)
-            self.page.evaluate(
-                "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)))"
-            )
+            self.settled()
         return self
+
+    def scroll(self, script: str, *arguments: Any) -> Tab:
+        """Scroll by a script, and wait for the frame after the one in which the page is told of it."""
+        self.page.evaluate(
+            f"""async (given) => {{ ({script})(document.querySelector('#board'), given);
+              for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame); }}""",
+            *arguments,
+        )
+        return self.settled()
+
+    def choose(self, **options: str) -> Tab:
+        """Choose in the header's lists."""
+        for name, value in options.items():
+            self.page.select_option(f"[name={name}]", value)
+        return self.settled()
+
+    def counts(self, rows: str) -> Tab:
+        """Wait until the page says that so many rows fit."""
+        self.page.wait_for_function(
+            "(rows) => document.querySelector('#count').textContent.startsWith(rows)", arg=rows
+        )
+        return self.settled()
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Return a picture of all but header and footer, RGB."""
+        data: bytes = self.page.locator("main").screenshot()
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
     def tiles(self) -> list[dict[str, Any]]:
         """Return where each tile on the board is, and of which layer, channel and row."""
         found: list[dict[str, Any]] = self.page.evaluate(
-            "() => (document.querySelector('#canvas').tiles ?? [])"
-            ".map((tile) => ({...tile, layer: tile.layer.name}))"
+            "() => document.querySelector('#canvas').tiles.map((tile) => ({...tile, layer: tile.layer.name}))"
         )
         return found
 
@@ -88,13 +107,17 @@ class Tab:
         wanted = (layer, row, channel)
         return next(one for one in self.tiles() if (one["layer"], one["row"], one["channel"]) == wanted)
 
+    def canvas(self) -> NDArray[np.uint8]:
+        """Return the pixels of the board, RGB."""
+        shot: str = self.page.evaluate("() => document.querySelector('#canvas').toDataURL().split(',')[1]")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(shot))).convert("RGB"))
+
     def hover(self, tile: dict[str, Any], u: float = 0.5, v: float = 0.5) -> str:
         """Put the pointer on a place of a tile, from 0 to 1; return what the page says of it."""
         box = self.page.locator("#canvas").bounding_box()
         assert box is not None
-        self.page.mouse.move(
-            box["x"] + tile["x"] + u * tile["width"], box["y"] + tile["y"] + v * tile["height"]
-        )
+        x, y = tile["x"] + u * tile["width"], tile["y"] + v * tile["height"]
+        self.page.mouse.move(box["x"] + x, box["y"] + y)
         self.page.wait_for_function(
             "([layer, row, channel]) => { const said = document.querySelector('#place').textContent;"
             " return said.startsWith(`${layer}, row ${row}, `) && said.includes(` ${channel}`)"
@@ -111,18 +134,13 @@ class Tab:
         """Return what stands behind the # of the address."""
         return str(self.page.evaluate("() => location.hash"))
 
-    def colours(self, tile: dict[str, Any], height: int, width: int) -> list[list[list[int]]]:
-        """Return the colour in the middle of each cell of a tile, RGB."""
-        found: list[list[list[int]]] = self.page.evaluate(
-            """([tile, height, width]) => {
-              const canvas = document.querySelector('#canvas'), pen = canvas.getContext('2d');
-              const ratio = canvas.width / canvas.clientWidth;
-              const colour = (x, y) => [...pen.getImageData(
-                ratio * (tile.x + (x + 0.5) * tile.width / width),
-                ratio * (tile.y + (y + 0.5) * tile.height / height), 1, 1).data].slice(0, 3);
-              const numbers = (n) => Array.from({length: n}, (_, i) => i);
-              return numbers(height).map((y) => numbers(width).map((x) => colour(x, y)));
-            }""",
-            [tile, height, width],
-        )
-        return found
+
+def alike(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    """Return whether two pictures are the same, but for the edges of letters, which a browser draws anew."""
+    return a.shape == b.shape and int(np.abs(a.astype(int) - b).max()) <= 8
+
+
+def part(canvas: NDArray[np.uint8], tile: dict[str, Any]) -> NDArray[np.uint8]:
+    """Return the pixels of a tile on a canvas, at one device pixel a CSS pixel."""
+    x, y = round(tile["x"]), round(tile["y"])
+    return canvas[y : y + round(tile["height"]), x : x + round(tile["width"])]

@@ -13,7 +13,7 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
-from chromium import Tab, browser
+from chromium import Tab, browser, part
 from click.testing import CliRunner
 from layertap.__main__ import main
 from layertap.capture.errors import DrawError, SelectionError
@@ -156,51 +156,37 @@ def page(request: pytest.FixtureRequest, run: Any, tmp_path: Path) -> Path:
     return export_html(run, target, [0, 1, 2, 3, 4, 5, 17])
 
 
+LOOKS = [
+    *(f"scope={scope}&colors={colors}" for scope in ("layer", "row", "map") for colors in ("auto", "gray")),
+    "scope=channel&colors=RdBu_r",
+    "scope=store",
+    "scope=given&low=-0.5&high=0.75",
+    *(f"scope={scope}&clip=95" for scope in ("layer", "row", "channel", "map")),
+    "scope=map&colors=gray&clip=99",
+]
+
+
 def test_a_page_from_a_disk_is_that_of_the_server(chromium: Any, run: Any, page: Path) -> None:
     """Every scale and colour map, painted by the page itself and by the server."""
     tab = Tab(chromium)
-    looks = [
-        f"scope={scope}&colors={colors}"
-        for scope in ("layer", "row", "channel")
-        for colors in ("auto", "gray")
-    ]
-    looks += ["scope=map&colors=auto", "scope=store&colors=auto", "scope=given&low=-0.5&high=0.75"]
-    looks = looks if page.name == "page.html" else looks[:1]
+    looks = LOOKS if page.name == "page.html" else LOOKS[:1]
     from_disk = []
     for look in looks:
         tab.open(f"{page.as_uri()}#n=all&size=32&{look}")
-        from_disk.append((tab.page.evaluate(CANVAS), tab.tiles()))
+        from_disk.append((tab.canvas(), tab.tiles()))
     assert tab.complaints == []
     assert all(url.startswith(("file:", "about:", "data:", "blob:")) for url in tab.requests)
     for server in serving(run):
-        for look, (pixels, tiles) in zip(looks, from_disk, strict=True):
+        for look, (drawn, tiles) in zip(looks, from_disk, strict=True):
             tab.open(f"{server.url}#n=all&size=32&{look}")
             online = {(one["layer"], one["row"], one["channel"]): one for one in tab.tiles()}
             both = [one for one in tiles if (one["layer"], one["row"], one["channel"]) in online]
             assert len(both) > 50
-            wanted = tab.page.evaluate(CANVAS)
+            wanted = tab.canvas()
             for one in both:
                 same = online[one["layer"], one["row"], one["channel"]]
-                assert colours_of(pixels, one) == colours_of(wanted, same), (look, one)
+                assert np.array_equal(part(drawn, one), part(wanted, same)), (look, one)
     tab.page.close()
-
-
-CANVAS = """() => { const canvas = document.querySelector('#canvas');
-  const image = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-  let text = ''; for (const byte of image.data) text += String.fromCharCode(byte);
-  return [canvas.width, btoa(text)]; }"""
-_decoded: dict[int, Any] = {}
-
-
-def colours_of(pixels: Any, tile: dict[str, Any]) -> list[int]:
-    """Return the colours of a tile on a canvas."""
-    width, text = pixels
-    if id(pixels) not in _decoded:
-        _decoded[id(pixels)] = pixels, np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, width, 4)
-    canvas = _decoded[id(pixels)][1]
-    x, y = round(tile["x"]), round(tile["y"])
-    found: list[int] = canvas[y : y + round(tile["height"]), x : x + round(tile["width"])].ravel().tolist()
-    return found
 
 
 def test_a_page_from_a_disk_filters_tells_values_and_opens_channels(
@@ -211,15 +197,13 @@ def test_a_page_from_a_disk_filters_tells_values_and_opens_channels(
     assert "7 of 40 rows" in tab.text("#about")
     said = tab.hover(tab.tile("layer2.<b>x</b>", 17, 2), 0.9, 0.1)
     assert np.float16(said.rpartition(" = ")[2]) == run["layer2.<b>x</b>"][17, 2, 0, 3]
-    tab.page.select_option("[name=outcome]", "wrong")
-    tab.page.wait_for_function("() => document.querySelector('#count').textContent.startsWith('3 rows')")
-    tab.settled()
+    tab.choose(outcome="wrong").counts("3 rows")
     assert {one["row"] for one in tab.tiles()} == {2, 5, 17}
-    tab.press("Escape", "ArrowDown", "ArrowDown", "r").settled()
+    tab.press("Escape", "ArrowDown", "ArrowDown", "r")
     assert tab.text("#side .turn b") == "Row 5"
     assert tab.page.evaluate("() => document.querySelector('#side img').naturalWidth") == 8
     tab.open(f"{page.as_uri()}#view=channel&layer=conv1&channel=5")
-    tab.page.wait_for_selector("svg.histogram")
+    assert tab.page.locator("svg.histogram").count() == 1
     assert "Over all 40 captured rows" in tab.text("#channel h2")
     assert tab.page.locator(".classes > a").count() == 3
     assert "not in this page" in tab.text("#channel .top")
@@ -231,9 +215,7 @@ def test_a_folder_without_one_of_its_pieces_says_which(chromium: Any, run: Any, 
     page = export_html(run, tmp_path / "out", [0, 1], layers="conv1")
     lost = about(page)["pieces"]["maps:0:1"]
     (tmp_path / "out" / "pieces" / f"{lost}.js").unlink()
-    tab = Tab(chromium)
-    tab.page.goto(page.as_uri())
-    tab.page.wait_for_selector("#alert:not([hidden])")
+    tab = Tab(chromium).open(page.as_uri())
     assert tab.text("#alert span") == f"pieces/{lost}.js is not beside this page"
     assert not any(one["there"] for one in tab.tiles() if one["row"] == 1)
     tab.page.close()

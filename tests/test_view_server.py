@@ -156,6 +156,57 @@ def test_what_is_no_ordinary_value_has_its_mark(plain: Server) -> None:
     assert ((given == Mark.UNDER) == (values < 0.25)).all()
 
 
+@pytest.mark.parametrize("scope", ["layer", "channel", "row", "map"])
+@pytest.mark.parametrize("name", ["conv1", "layer2.<b>x</b>"])
+def test_a_percentile_cuts_what_shares_a_scale_and_marks_what_it_cuts_off(
+    plain: Server, name: str, scope: str
+) -> None:
+    values = plain.routes.atlas.run[name][[3, 30]][:, [0, 2]].astype(np.float64)
+    every = plain.routes.atlas.run[name][...].astype(np.float64)
+    shares = {
+        "layer": lambda row, channel: every,
+        "channel": lambda row, channel: every[:, [0, 2][channel]],
+        "row": lambda row, channel: every[[3, 30][row]],
+        "map": lambda row, channel: values[row, channel],
+    }[scope]
+    query = {"layer": name, "rows": "3,30", "channels": "0,2", "scope": scope, "clip": "95"}
+    height, width = values.shape[2:]
+    sprite = pixels(got(plain, "/tiles", **query)).reshape(2, height, 2, width).transpose(0, 2, 1, 3)
+    for row, channel in np.ndindex(2, 2):
+        its = shares(row, channel)
+        its = its[np.isfinite(its)]
+        sizes = np.sort(np.abs(its))
+        cut = sizes[int(np.ceil(round(0.95 * sizes.size, 6))) - 1]
+        over, under = sprite[row, channel] == Mark.OVER, sprite[row, channel] == Mark.UNDER
+        assert (over == (values[row, channel] > cut)).all()
+        assert (under == (values[row, channel] < -cut)).all()
+    assert (sprite == Mark.OVER).any() or its.size < 20
+
+
+def test_where_histograms_are_kept_they_tell_percentiles_to_a_bin_and_no_row_is_read(
+    measured: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from layertap.render import ranges
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("rows are read")
+
+    monkeypatch.setattr(ranges, "some_rows", never)
+    values = measured.routes.atlas.run["conv1"][...]
+    whole = json.loads(got(measured, "/api/cuts", layer="conv1", clip="99"))
+    each = json.loads(got(measured, "/api/cuts", layer="conv1", clip="99", scope="channel"))
+    assert whole["rows"] == each["rows"] == N_ROWS
+    assert whole["about"] is each["about"] is True
+    for (low, high), some in [
+        (whole["limits"], values),
+        *((each["limits"][i], values[:, i]) for i in (0, 5)),
+    ]:
+        exact = np.percentile(some, 99, method="inverted_cdf")
+        assert low is None
+        assert exact <= high <= 1.13 * exact
+    assert each["limits"][3] == [None, None]  # a dead channel is not cut
+
+
 def test_a_value_beyond_the_rows_that_were_looked_at_is_marked_and_not_clipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +364,11 @@ def test_the_page_names_no_other_address() -> None:
         ("/tiles?layer=conv1&rows=1&channels=0&scope=1:0", 400, "limits"),
         ("/tiles?layer=conv1&rows=1&channels=0&scope=0:inf", 400, "limits"),
         ("/tiles?layer=conv1&rows=1&channels=0&colormap=jet", 400, "viridis"),
+        ("/tiles?layer=conv1&rows=1&channels=0&clip=98", 400, "clip is one of 99.9, 99, 95"),
+        ("/tiles?layer=conv1&rows=1&channels=0&scope=store&clip=99", 400, "not of 'store'"),
+        ("/tiles?layer=conv1&rows=1&channels=0&scope=0:1&clip=99", 400, "not of '0:1'"),
+        ("/api/cuts?layer=conv1&scope=map&clip=99", 400, "of a layer or of its channels"),
+        ("/api/cuts?layer=conv2&clip=99", 404, "conv1"),
         ("/tiles?layer=conv1&rows=0-99999999999&channels=0", 400, "1024 at once"),
         ("/tiles?layer=conv1&rows=-1&channels=0", 400, "whole numbers"),
         ("/tiles?layer=conv1&rows=&channels=0", 400, "names no rows"),

@@ -57,7 +57,7 @@ let run;
 let rows = new Uint32Array(0); // those that fit the filter
 let rowAt = new Map(); // and where each of them is
 let filterKey = null;
-let loaded = false;
+let isFiltering = true;
 
 function fromAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -100,6 +100,7 @@ function changed() {
 }
 
 async function filterRows(key) {
+  isFiltering = true;
   let found = new Uint32Array(0);
   try {
     found = await source.rows(Object.fromEntries(FILTER.map((name) => [name, state[name]])));
@@ -107,7 +108,7 @@ async function filterRows(key) {
     alertOf(error.message);
   }
   if (key !== filterKey) return;
-  loaded = true;
+  isFiltering = false;
   rows = found;
   rowAt = new Map(Array.from(found, (row, i) => [row, i]));
   followed = "";
@@ -301,7 +302,7 @@ const pen = canvas.getContext("2d");
 const inks = {};
 let layout = null;
 let offset = { x: 0, y: 0 };
-let painting = []; // the tiles that are on the canvas
+let painting = (canvas.tiles = []); // those that are on the canvas
 
 function scrollRange() {
   const full = layout.height + layout.top + 8;
@@ -351,7 +352,7 @@ function paintBoard() {
   if (state.view === "row") numberTiles();
   else numberColumns(width, height, x0);
   paintHeads(x0, y0, x1, y1, width, height);
-  $("empty").hidden = !loaded || (rows.length > 0 && shown().length > 0);
+  $("empty").hidden = isFiltering || (rows.length > 0 && shown().length > 0);
   setText($("empty"), emptyWords());
 }
 
@@ -608,7 +609,7 @@ function ofRows({ layer, known }) {
   const cuts = cutsOf(layer);
   const n = cuts?.rows ?? (known?.whole ? undefined : known?.rows);
   const some = n < (run.of_rows ?? run.captured) && ["layer", "channel", "store"].includes(scope);
-  return [clip && `cut at ${clip} %`, some && `of ${n} rows`];
+  return [clip && `cut at ${cuts?.about ? "about " : ""}${clip} %`, some && `of ${n} rows`];
 }
 
 function factOf(row) {

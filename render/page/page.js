@@ -299,7 +299,7 @@ function paintFrame() {
   const at = state.row === "" || state.view === "channel" ? undefined : rowAt.get(Number(state.row));
   const which = at === undefined ? "" : `${(at + 1).toLocaleString("en")} of `;
   const what = isFiltered() ? `rows that fit, of ${run.captured.toLocaleString("en")}` : plural("row", rows.length);
-  if (loaded) setText($("count"), `${which}${rows.length.toLocaleString("en")} ${what}`);
+  if (!isFiltering) setText($("count"), `${which}${rows.length.toLocaleString("en")} ${what}`);
 }
 
 function whereWords() {
@@ -663,6 +663,7 @@ function alertOf(words) {
 function invalidate() {
   if (invalidate.pending) return;
   invalidate.pending = true;
+  document.querySelector("main").ariaBusy = "true";
   requestAnimationFrame(() => {
     invalidate.pending = false;
     if (run) paint();
@@ -683,6 +684,8 @@ function paint() {
   readPointer();
   paintFrame();
   loaders.forEach((loader) => loader.pump());
+  const isBusy = invalidate.pending || isFiltering || loaders.some((loader) => loader.isBusy);
+  document.querySelector("main").ariaBusy = `${isBusy}`;
 }
 
 async function begin() {
@@ -695,6 +698,7 @@ async function begin() {
   } catch (error) {
     alertOf(error.message);
     $("alert").querySelector("button").onclick = () => location.reload();
+    document.querySelector("main").ariaBusy = "false";
     return;
   }
   state = fromAddress();

@@ -328,12 +328,15 @@ class Colours {
   painted(lines, wide) {
     const [width, height] = ["width", "height"].map((side) => Math.max(1, lines[0][0].shape[side])); // a row may be empty
     const image = new ImageData(width * lines[0].length, height * lines.length);
+    const pixels = new Uint32Array(image.data.buffer);
     const paintTile = ({ values, shape, scale }, left, top) => {
-      const palette = this.palettes[scale.colors];
-      this.entries(values, scale, wide).forEach((entry, i) => {
-        const [x, y] = [left + (i % shape.width), top + Math.floor(i / shape.width)];
-        image.data.set(palette.subarray(4 * entry, 4 * entry + 4), 4 * (y * image.width + x));
-      });
+      const palette = new Uint32Array(this.palettes[scale.colors].buffer);
+      const entries = this.entries(values, scale, wide);
+      for (let i = 0; i < entries.length; i++) {
+        const x = left + (i % shape.width);
+        const y = top + Math.floor(i / shape.width);
+        pixels[y * image.width + x] = palette[entries[i]];
+      }
     };
     lines.forEach((line, row) => line.forEach((tile, column) => paintTile(tile, column * width, row * height)));
     return image;
@@ -449,6 +452,10 @@ class Loader {
       this.running--;
       Loader.changed();
     }
+  }
+
+  get isBusy() {
+    return [...this.items.values()].some((item) => item.state === "waiting" || item.state === "running");
   }
 
   retry() {
