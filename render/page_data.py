@@ -83,6 +83,7 @@ def layer_facts(atlas: Atlas, name: str) -> Json:
         "signed": known.signed,
         "channel_low": [finite(value) for value in known.low.tolist()],
         "channel_high": [finite(value) for value in known.high.tolist()],
+        "odd": known.odd,
         "rows": known.n_rows,
         "whole": known.whole,
         "measures": {

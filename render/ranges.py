@@ -50,6 +50,8 @@ class Ranges:
     """Greatest finite value."""
     measures: dict[str, Floats]
     """How much each channel matters, larger for what comes first; by those of `MEASURES` that are known."""
+    odd: dict[str, list[int]]
+    """Channels that are `dead` or `constant`, or hold `NaN` or `infinite` values."""
     n_rows: int
     """Rows that were looked at."""
     whole: bool
@@ -92,7 +94,10 @@ def ranges(run: Run, name: str) -> Ranges:
     measures = _measures(totals)
     with suppress(SelectionError):  # no means of rows, or no labels
         measures[F_RATIO] = run.stats.f_ratio(name)
-    return Ranges(its.minimum, its.maximum, measures, run.n_committed, True)
+    assert its.n_nan is not None
+    assert its.n_inf is not None
+    odd = _odd(totals, its.minimum, its.maximum, its.n_nan > 0, its.n_inf > 0)
+    return Ranges(its.minimum, its.maximum, measures, odd, run.n_committed, True)
 
 
 def cuts(run: Run, name: str, clip: float, symmetric: bool, by_channel: bool) -> Cuts:
@@ -137,12 +142,20 @@ def _of_rows(run: Run, name: str) -> Ranges:
     read = list(some_rows(run, name))
     if not read:
         none = np.zeros(0)
-        return Ranges(none, none, {}, 0, False)
+        return Ranges(none, none, {}, {}, 0, False)
     totals = Totals.of(values for values, _ in read)
     low = np.fmin.reduce([_least(values) for values, _ in read])
-    n_rows = sum(len(rows) for _, rows in read)
     high = np.where(totals.n > 0, totals.maximum, np.nan)
-    return Ranges(low, high, _measures(totals), n_rows, n_rows == run.n_committed)
+    nan, inf = (np.any([of(values).any((0, 2)) for values, _ in read], axis=0) for of in (np.isnan, np.isinf))
+    n_rows = sum(len(rows) for _, rows in read)
+    odd = _odd(totals, low, high, nan, inf)
+    return Ranges(low, high, _measures(totals), odd, n_rows, n_rows == run.n_committed)
+
+
+def _odd(totals: Totals, low: Floats, high: Floats, nan: Values, inf: Values) -> dict[str, list[int]]:
+    flat = (totals.n > 1) & (low == high) & ~nan & ~inf
+    found = {"dead": flat & (low == 0), "constant": flat & (low != 0), "NaN": nan, "infinite": inf}
+    return {what: np.flatnonzero(those).tolist() for what, those in found.items() if those.any()}
 
 
 def _least(values: Values) -> Floats:

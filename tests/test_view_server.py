@@ -233,6 +233,10 @@ def test_statistics_say_what_is_known_of_all_rows(measured: Server, plain: Serve
     assert exact["high"] == looked["high"] == values.max()
     assert set(exact["measures"]) == {"mean", "maximum", "variance", "l1", "l2", "sparsity", "f_ratio"}
     assert set(looked["measures"]) == set(exact["measures"]) - {"f_ratio"}
+    for layer in (exact, looked):
+        assert layer["odd"] == {"dead": [3], "constant": [4]}
+    signed = json.loads(got(plain, "/api/layer", layer="layer2.<b>x</b>"))
+    assert signed["odd"] == {"NaN": [0], "infinite": [1]}
     for by in looked["measures"]:
         assert looked["measures"][by] == pytest.approx(exact["measures"][by], rel=1e-6), by
     assert exact["measures"]["l2"] == pytest.approx(np.sqrt((values**2).sum((0, 2, 3))).tolist())

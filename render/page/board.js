@@ -379,14 +379,19 @@ function paintTile(tile, dx, dy, ratio) {
   const { layer } = block;
   const channel = block.order[tile.k];
   const row = state.view === "row" ? Number(state.row) : rows[tile.at];
-  const [x, y] = [tile.x + dx, tile.y + dy].map((at) => Math.round(at * ratio) / ratio);
+  const whole = (at) => Math.round(at * ratio) / ratio; // device pixels
+  const x = whole(tile.x + dx);
+  let y = whole(tile.y + dy);
   const asked = run.values && tile.at >= 0 && (state.by === "index" || block.known);
   const { image: found, ...at } = asked ? spriteOf(tile) : {};
   const image = ready(found);
   let { width, height } = block;
   if (image) {
     const [w, h] = [image.width / at.columns, image.height / at.lines];
-    if (layer.is_ragged) ({ width, height } = fitted({ width: w, height: h }, block.across));
+    if (layer.is_ragged) {
+      ({ width, height } = fitted({ width: w, height: h }, block.across));
+      y = whole(y + (block.height - height) / 2);
+    }
     pen.imageSmoothingEnabled = width * ratio < w;
     pen.drawImage(image, at.column * w, at.line * h, w, h, x, y, width, height);
     if (!layer.is_ragged) clearRest(layer.map, x, y, width, height);
@@ -548,10 +553,10 @@ function updateLayerHead(head, { block, x, y, width }) {
   const { layer, n } = block;
   const [name, words, bar] = head.children;
   const all = available(layer).length;
-  const size = layer.is_ragged ? "rows differ in shape" : `${layer.map.height} × ${layer.map.width}`;
   const part = layer.only ? ` (of ${layer.n_channels} captured)` : "";
-  const channels = `${n} of ${all} ${plural(layer.unit, all)}${part}${orderWords(block)}`;
-  setText(words, [channels, size, layer.type, layer.about, layer.map.note].filter(Boolean).join(" · "));
+  const channels = `${n} of ${plural(layer.unit, all)}${part}${orderWords(block)}`;
+  const parts = [channels, ...oddWords(block.known), sizeWords(block), layer.type, layer.about, layer.map.note];
+  setText(words, parts.filter(Boolean).join(" · "));
   words.title = words.textContent;
   name.title = `${layer.name}: show ${state.layers.length === 1 ? "all layers" : "this layer alone, all of it"}`;
   paintBar(bar, block);
@@ -564,8 +569,22 @@ function orderWords({ known }) {
   return `, by ${option?.textContent ?? state.by}`;
 }
 
+/** The channels that are dead, constant, or hold what is not finite. */
+function oddWords(known) {
+  const list = (numbers) => numbers.slice(0, 6).join(", ") + (numbers.length > 6 ? ` and ${numbers.length - 6} more` : "");
+  return Object.entries(known?.odd ?? {}).map(([what, numbers]) => `${what}: ${list(numbers)}`);
+}
+
+function sizeWords({ layer, width }) {
+  const { map, is_ragged: isRagged } = layer;
+  if (isRagged) return "rows differ in shape";
+  const across = Math.round(width * (devicePixelRatio || 1));
+  const reduced = across < map.width ? `, drawn ${across} across` : "";
+  return `${map.height} × ${map.width}${reduced}`;
+}
+
 function plural(unit, n) {
-  return n === 1 ? unit : `${unit}s`;
+  return `${n.toLocaleString("en")} ${unit}${n === 1 ? "" : "s"}`;
 }
 
 const OWN = {
@@ -584,7 +603,8 @@ function paintBar(bar, block) {
   strip.hidden = !isWhole;
   setText(low, isWhole ? short(scale.low) : "");
   setText(high, isWhole ? short(scale.high) : "");
-  setText(note, [own ?? (scale && !isWhole ? "no finite value" : ""), ...ofRows(block)].filter(Boolean).join(", "));
+  const words = [own ?? (scale && !isWhole ? "no finite value" : ""), ...ofRows(block)].filter(Boolean).join(", ");
+  setText(note, isWhole && words ? `· ${words}` : words);
   const key = isWhole && JSON.stringify(scale);
   if (!key || strip.key === key) return;
   strip.key = key;
@@ -635,8 +655,9 @@ function updateRowHead(head, { key, y, height }) {
   setText(name, fact?.true ?? `row ${key}`);
   guess.className = outcomeOf(fact);
   setText(guess, guessWords(fact));
-  setText(id, fact?.true == null ? (fact?.id ?? "") : `${key}${fact.id ? ` · ${fact.id}` : ""}`);
-  id.title = id.textContent;
+  const file = fact?.id?.split("/").at(-1); // of a path, what tells it from its neighbours
+  setText(id, fact?.true == null ? (file ?? "") : [key, file].filter((part) => part != null).join(" · "));
+  id.title = fact?.id ?? "";
 }
 
 function outcomeOf(fact) {

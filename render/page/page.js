@@ -298,8 +298,9 @@ function paintFrame() {
   document.title = [where, $("home").textContent, "layertap"].filter(Boolean).join(" · ");
   const at = state.row === "" || state.view === "channel" ? undefined : rowAt.get(Number(state.row));
   const which = at === undefined ? "" : `${(at + 1).toLocaleString("en")} of `;
-  const what = isFiltered() ? `rows that fit, of ${run.captured.toLocaleString("en")}` : plural("row", rows.length);
-  if (!isFiltering) setText($("count"), `${which}${rows.length.toLocaleString("en")} ${what}`);
+  const fit = isFiltered() ? ` that fit, of ${run.captured.toLocaleString("en")}` : "";
+  const soFar = run.complete ? "" : ` · the capture is not finished, of ${plural("row", run.rows)} (reload for more)`;
+  if (!isFiltering) setText($("count"), `${which}${plural("row", rows.length)}${fit}${soFar}`);
 }
 
 function whereWords() {
@@ -322,15 +323,16 @@ function fillOptions() {
   elements.size.value = size();
   $("limits").hidden = state.scope !== "given";
   $("of-clip").hidden = !clips();
-  const all = `${run.layers.length} ${plural("layer", run.layers.length)}`;
-  setText($("open-layers"), state.layers.length ? `${shown().length} of ${all}` : `all ${all}`);
+  const all = plural("layer", run.layers.length);
+  const every = run.layers.length > 1 ? `all ${all}` : all;
+  setText($("open-layers"), state.layers.length ? `${shown().length} of ${all}` : every);
 }
 
 function setUp() {
   const { elements } = $("options");
   $("home").textContent = run.path.replace(/\/+$/, "").split("/").at(-1) || run.path;
   $("home").title = `${run.path}: all rows (Esc)`;
-  $("about").textContent = [run.model, sizeWords(), rightWords()].filter(Boolean).join(" · ");
+  $("about").textContent = [run.model, storeWords(), rightWords()].filter(Boolean).join(" · ");
   $("about").title = $("about").textContent;
   for (const [name, count] of Object.entries({ label: "labelled", prediction: "predicted" })) {
     const some = run.classes.filter((one) => one[count]);
@@ -355,11 +357,10 @@ function setUp() {
   if (!run.values) alertOf("This store holds statistics alone, so there are no maps; channels open by Enter.");
 }
 
-function sizeWords() {
-  const number = (n) => n.toLocaleString("en");
-  const of = run.of_rows ? ` of ${number(run.of_rows)}` : "";
-  const missing = run.complete ? "" : `, ${number(run.captured)} captured so far`;
-  return `${number(run.rows)}${of} rows${missing} × ${run.layers.length} ${plural("layer", run.layers.length)}`;
+function storeWords() {
+  const of = run.of_rows ? `${run.rows.toLocaleString("en")} of ` : "";
+  const missing = run.complete ? "" : `, ${run.captured.toLocaleString("en")} captured so far`;
+  return `${of}${plural("row", run.of_rows ?? run.rows)}${missing} × ${plural("layer", run.layers.length)}`;
 }
 
 /** Of rows that were chosen for a page it would say nothing. */
