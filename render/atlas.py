@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, SelectionError, closest
+from ..capture.layout import EXTENTS
 from .bounded import Bounded
 from .colormaps import DIVERGING, WHITE, check_colormap, palette
 from .png import palette_png
@@ -98,12 +99,12 @@ class Layer:
     """Why it cannot be drawn; empty where it can."""
 
     @classmethod
-    def of(cls, tap: Tap) -> Layer:
-        """Return what is known of a tap without reading it."""
+    def of(cls, tap: Tap, rows: NDArray[np.intp]) -> Layer:
+        """Return what is known of a tap without reading its values; `rows` are captured."""
         dims, shape = tap.dims[1:], tuple(tap.bound)
         order = axes_order(dims)
-        drawn = can_draw(tap)
-        refusal = "" if drawn else _refusal(tap)
+        refusal = _refusal(tap, rows)
+        drawn = not refusal
         return cls(
             tap.name,
             tap.type,
@@ -119,10 +120,19 @@ class Layer:
         )
 
 
-def _refusal(tap: Tap) -> str:
+def _refusal(tap: Tap, rows: NDArray[np.intp]) -> str:
+    """Return why a tap cannot be drawn; empty where it can."""
     if "rank" in tap.dims:
         return "it holds the largest values of each place, and no maps"
-    return f"maps are real numbers on one to three axes, not {tap.dtype} on {', '.join(tap.dims[1:])}"
+    dims = tap.dims[1:]
+    if not can_draw(tap):
+        return f"maps are real numbers on one to three axes, not {tap.dtype} on {', '.join(dims)}"
+    if tap.is_ragged and rows.size:
+        tiled = axes_order(dims)[0]
+        sizes = tap.parts[EXTENTS][rows][:, 1 + tiled]
+        if (sizes != sizes[0]).any():
+            return f"rows have {sizes.min()} to {sizes.max()} {dims[tiled]}s, so there is none that all have"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -186,7 +196,7 @@ class Atlas:
     def __init__(self, run: Run, map_bytes: int = MAP_BYTES, png_bytes: int = PNG_BYTES) -> None:
         self.run = run
         #: Tap name -> `Layer`, in the order of the model.
-        self.layers = {name: Layer.of(tap) for name, tap in run.taps.items()}
+        self.layers = self._known()
         self._maps: Bounded[Values] = Bounded(map_bytes, lambda values: values.nbytes)
         self._pngs: Bounded[bytes] = Bounded(png_bytes, len)
         self._ranges: Bounded[Ranges] = Bounded(2**28, lambda one: 8 * 9 * len(one.low) + 200)
@@ -197,6 +207,11 @@ class Atlas:
         """Keep nothing of what depends on which rows are captured."""
         for cache in (self._maps, self._pngs, self._ranges, self._cuts, self._limits):
             cache.clear()
+        self.layers = self._known()
+
+    def _known(self) -> dict[str, Layer]:
+        rows = np.flatnonzero(self.run.committed())
+        return {name: Layer.of(tap, rows) for name, tap in self.run.taps.items()}
 
     def layer(self, name: str) -> Layer:
         """Return a layer that can be drawn.

@@ -197,14 +197,22 @@ def some_rows(
     rows = _spread(run, max(1, MOST_BYTES // max(1, math.prod(tap.bound) * tap.dtype.itemsize)))
     pieces = [rows[i::_PIECES] for i in range(min(_PIECES, len(rows)))]
     if tap.is_ragged:
-        pieces = [[row] for row in rows if all(tap.of_one_shape([row]).shape)]
+        pieces = [[row] for piece in pieces for row in piece]
     started = time.monotonic()
     for piece in pieces:
-        maps = maps_of(run, name, piece, channels)
-        inside = maps.values if maps.cells is None else maps.values[:, :, maps.cells]
-        yield inside.reshape(*inside.shape[:2], -1), piece
+        yield _values_of(run, name, piece, channels), piece
         if time.monotonic() - started > MOST_S:
             return
+
+
+def _values_of(run: Run, name: str, rows: list[int], channels: Sequence[int] | None) -> Values:
+    tap = run[name].of_one_shape(rows)
+    if not all(tap.shape[1:]):  # a row without tokens, say
+        tiled = axes_order(tap.dims[1:])[0]
+        return np.empty((len(rows), tap.shape[1 + tiled] if channels is None else len(channels), 0))
+    maps = maps_of(run, name, rows, channels)
+    inside = maps.values if maps.cells is None else maps.values[:, :, maps.cells]
+    return inside.reshape(*inside.shape[:2], -1)
 
 
 def _spread(run: Run, most: int) -> list[int]:

@@ -527,11 +527,32 @@ def test_rows_that_differ_in_shape_are_served_each_in_its_own(tmp_path: Path) ->
         for row in range(6):
             _, headers, body = asked(server, f"/values?layer=twice&row={row}&channel=1")
             assert np.frombuffer(body, headers["X-Type"]).tolist() == (2 * texts.rows[row][:, 1]).tolist()
+        layer = json.loads(got(server, "/api/layer", layer="twice"))
+        assert (layer["rows"], layer["whole"]) == (len(texts.rows), True)
         shapes = {
             len(texts.rows[row]): pixels(got(server, "/tiles", layer="twice", rows=row, channels="0-2")).shape
             for row in range(6)
         }
         assert shapes == {8: (3, 9), 2: (1, 6), 0: (1, 3), 1: (1, 3), 3: (2, 6), 9: (3, 9)}
+
+
+def test_of_rows_that_differ_in_their_number_of_channels_no_channel_is_drawn(tmp_path: Path) -> None:
+    def model(batch: Any) -> dict[str, Any]:
+        n = 1 + int(batch[0, 0]) % 5
+        return {"scores": np.ones((len(batch), n)), "boxes": np.ones((len(batch), n, 4))}
+
+    data = np.repeat(np.arange(10, dtype=np.float32), 4)[:, None]
+    run = lt.record_dataset(
+        model, data, tmp_path / "r", "*", ragged="*:9", backend="arrays", batch_size=4, memory="20MiB"
+    )
+    for server in serving(run):
+        refused = {one["name"]: one["refusal"] for one in json.loads(got(server, "/api/run"))["layers"]}
+        assert refused == {
+            "scores": "rows have 1 to 5 features, so there is none that all have",
+            "boxes": "",
+        }
+        assert asked(server, "/tiles?layer=scores&rows=0&channels=0")[0] == 400
+        assert json.loads(got(server, "/api/layer", layer="boxes"))["whole"]
 
 
 def test_what_cannot_be_drawn_is_listed_with_the_reason(tmp_path: Path) -> None:
