@@ -109,14 +109,27 @@ class ChannelFacts:
             columns = (its.top_rows[channel], its.top_values[channel], its.top_positions[channel])
             found = zip(*(column.tolist() for column in columns), strict=True)
             return [{"row": row, "value": finite(value), "at": at} for row, value, at in found if row >= 0]
-        try:
-            maxima = [
-                self.run.stats.pooled(self.name, "maximum", self.run.rows_of(block))[:, channel]
-                for block in self.run.blocks
-            ]
-        except SelectionError:  # they were not kept
+        if self._greatest_rows is None:
             return None
-        return _greatest(np.flatnonzero(self.run.committed()), np.concatenate(maxima))
+        rows, maxima = self._greatest_rows
+        return _greatest(rows[:, channel], maxima[:, channel])
+
+    @cached_property
+    def _greatest_rows(self) -> tuple[Values, Values] | None:
+        """Rows with the greatest maxima, and these, (k, channels), in one pass; None where none were kept."""
+        found: tuple[Values, Values] | None = None
+        for block in self.run.blocks:
+            numbers = self.run.rows_of(block)
+            try:
+                maxima = self.run.stats.pooled(self.name, "maximum", numbers)
+            except SelectionError:
+                return None
+            rows = np.broadcast_to(np.arange(self.run.n_rows)[numbers, None], maxima.shape)
+            if found is not None:
+                rows, maxima = (np.concatenate(both) for both in zip(found, (rows, maxima), strict=True))
+            first = np.argsort(-np.where(np.isfinite(maxima), maxima, -np.inf), axis=0, kind="stable")[:_TOP]
+            found = np.take_along_axis(rows, first, 0), np.take_along_axis(maxima, first, 0)
+        return found
 
     @cached_property
     def _by_class(self) -> tuple[Values, Values] | None:

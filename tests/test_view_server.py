@@ -263,6 +263,24 @@ def test_a_channels_facts_come_from_statistics_or_from_rows_and_say_so(
     assert np.array(kept["classes"][0]["map"]).shape == (6, 5)
 
 
+def test_the_rows_that_excite_a_channel_most_come_from_means_and_maxima_where_these_were_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from layertap.render import ranges
+
+    monkeypatch.setattr(ranges, "MOST_ROWS", 4)
+    run = a_store(tmp_path / "r", stats="pooled")
+    for server in serving(run):
+        for channel in (3, 6):
+            facts = json.loads(got(server, "/api/channel", layer="conv1", channel=channel))
+            maxima = run["conv1"][:, channel].max((1, 2))
+            order = np.argsort(-maxima, kind="stable")[:16]
+            assert [(one["row"], one["value"]) for one in facts["top"]] == [
+                (row, maxima[row]) for row in order
+            ]
+            assert "top" not in facts["sampled"]
+
+
 def test_of_many_rows_without_statistics_some_are_looked_at_and_the_flag_is_named(
     plain: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
