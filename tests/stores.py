@@ -44,7 +44,7 @@ class Named(lt.ArraySource):
 
 
 def a_store(path: Path, n_rows: int = N_ROWS, **options: Any) -> Any:
-    """Return a run in blocks of 8 rows."""
+    """Return a run in batches of 8 rows."""
     pictures = np.random.default_rng(1).integers(0, 256, (n_rows, 8, 8, 3), np.uint8)
     source = Named(pictures, np.arange(n_rows) % 3, classes=CLASSES)
     given: dict[str, Any] = {"batch_size": 8, "memory": "50MiB", "backend": "arrays"} | options

@@ -229,4 +229,9 @@ def test_rows_that_differ_in_shape_are_in_the_page_each_in_its_own(chromium: Any
     assert said.startswith("twice, row 5, feature 1, token 8 = ")
     assert np.float32(said.rpartition(" = ")[2]) == 2 * texts.rows[5][8, 1]
     assert tab.hover(tab.tile("twice", 2, 1)).endswith("no value here")
+    two = tab.tile("twice", 1, 0)  # two tokens stand beside each other, in the middle of the row
+    assert two["width"] == 2 * two["height"] == 64
+    full = {row: tab.tile("twice", row, 0) for row in (0, 5)}
+    pitch = (full[5]["y"] - full[0]["y"]) / 5
+    assert abs(two["y"] + two["height"] / 2 - full[0]["y"] - full[0]["height"] / 2 - pitch) <= 1
     tab.page.close()

@@ -129,6 +129,17 @@ def test_the_value_under_the_pointer_is_the_stores(
         assert place == f"conv1, row 0, channel {channel}, y {cell[0]}, x {cell[1]}"
 
 
+def test_a_class_token_is_left_out_and_the_others_keep_their_numbers(tab: Tab, tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).standard_normal((2, 10, 3), np.float32)
+    run = lt.record_dataset(lambda batch: {"a": batch}, tokens, tmp_path / "r", "*", backend="arrays")
+    for server in serving(run):
+        tab.open(server.url)
+        place, _, value = tab.hover(tab.tile("a", 1, 2), 0.5, 0.9).rpartition(" = ")
+        assert place == "a, row 1, feature 2, token 8"
+        assert np.float32(value) == tokens[1, 8, 2]
+        assert "class token left out" in tab.text("#tops small")
+
+
 def test_what_lies_beyond_a_scale_is_counted_under_the_pointer(tab: Tab, served: Server) -> None:
     every = served.routes.atlas.run["conv1"][:, :3]
     row, channel = (int(i) for i in np.unravel_index(every.max((2, 3)).argmax(), (N_ROWS, 3)))

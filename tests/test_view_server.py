@@ -269,7 +269,8 @@ def test_the_rows_that_excite_a_channel_most_come_from_means_and_maxima_where_th
     from layertap.render import ranges
 
     monkeypatch.setattr(ranges, "MOST_ROWS", 4)
-    run = a_store(tmp_path / "r", stats="pooled")
+    run = a_store(tmp_path / "r", stats="pooled", memory="1.6MiB")
+    assert len(run.blocks) > 1
     for server in serving(run):
         for channel in (3, 6):
             facts = json.loads(got(server, "/api/channel", layer="conv1", channel=channel))
