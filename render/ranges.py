@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 Values = NDArray[Any]
 
 #: What a look at some rows may take, where no statistics were kept: rows, bytes and seconds.
-MOST_ROWS, MOST_BYTES, MOST_S = 256, 64 * 2**20, 1.0
+MOST_ROWS, MOST_BYTES, MOST_S = 1024, 64 * 2**20, 1.0
 _PIECES = 16
 #: How channels can be ordered, beside their own order.
 MEASURES = (*OF_VALUES, F_RATIO)

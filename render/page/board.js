@@ -629,7 +629,7 @@ function ofRows({ layer, known }) {
   const cuts = cutsOf(layer);
   const n = cuts?.rows ?? (known?.whole ? undefined : known?.rows);
   const some = n < (run.of_rows ?? run.captured) && ["layer", "channel", "store"].includes(scope);
-  return [clip && `cut at ${cuts?.about ? "about " : ""}${clip} %`, some && `of ${n} rows`];
+  return [clip && `cut at ${cuts?.about ? "about " : ""}${clip} %`, some && `${clip ? "" : "range "}of ${n} rows`];
 }
 
 function factOf(row) {
