@@ -1,6 +1,6 @@
 """How long the web page waits for its tiles, through the server, to the last byte.
 
-    pytest benchmarks/bench_view.py --benchmark-columns=min,median,rounds
+    python -m pytest benchmarks/bench_view.py --benchmark-only --benchmark-columns=min,median,rounds
 
 `first` finds nothing in memory and reads the store; `warm` finds the maps there and makes another picture of
 them (a row or scale that was not drawn yet); `again` finds the picture itself. A tile is one map, a screen is
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ import layertap as lt
 import numpy as np
 import pytest
 from layertap.render.serve import Server
+
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import n_rounds
 
 #: The last layers of a ResNet's stages.
 SHAPES = {"stage1": (64, 56, 56), "stage2": (128, 28, 28), "stage3": (256, 14, 14), "stage4": (2048, 7, 7)}
@@ -101,4 +105,4 @@ def test_tiles(
             server.routes.atlas.forget()
         return (connection, case, scope()), {}
 
-    assert benchmark.pedantic(asked, setup=forget, rounds=20, warmup_rounds=2)
+    assert benchmark.pedantic(asked, setup=forget, rounds=n_rounds(20), warmup_rounds=2)

@@ -70,7 +70,8 @@ function fromAddress() {
 function address(changes = {}) {
   const wanted = { ...state, ...changes };
   const given = new URLSearchParams();
-  for (const [key, value] of Object.entries(DEFAULTS)) if (`${wanted[key]}` !== value) given.set(key, wanted[key]);
+  const changed = Object.entries(DEFAULTS).filter(([key, value]) => `${wanted[key]}` !== value);
+  for (const [key] of changed) given.set(key, wanted[key]);
   for (const layer of wanted.layers) given.append("layers", layer);
   return `#${given}`;
 }
@@ -151,7 +152,7 @@ function orderOf(layer, known) {
   ));
 }
 
-/** A layer as it is shown. What must be asked for is asked for once it is looked at: a store has many layers. */
+/** A layer as it is shown. What is known of it is asked for once it is looked at: a store has many layers. */
 class Block {
   constructor(layer) {
     const most = available(layer).length;
@@ -180,8 +181,8 @@ function fitted(map, across) {
   return { width: (map.width * factor) / ratio, height: (map.height * factor) / ratio };
 }
 
-// A layout says where tiles and heads are: `tiles` and `heads` between x0, y0 and x1, y1 of the whole, and the
-// `place` of one tile. `left` and `top` are what stands still beside and above it.
+// A layout says where `tiles` and `heads` are, between x0, y0 and x1, y1 of the whole, and the `place` of one
+// tile. `left` and `top` are what stands still beside and above it.
 
 /** Rows down, channels across. */
 function matrix(viewWidth) {
@@ -218,7 +219,9 @@ function matrix(viewWidth) {
     }));
   }
 
-  const place = (at, { x, pitch, width }, k) => ({ x: x + k * pitch, y: at * rowHeight, width, height: rowHeight });
+  const place = (at, { x, pitch, width }, k) => {
+    return { x: x + k * pitch, y: at * rowHeight, width, height: rowHeight };
+  };
   const left = Math.min(headWidth, viewWidth / 2);
   const top = HEAD + NUMBERS + (state.scope === "channel" ? 12 : 0);
   return { found, left, top, rowHeight, width, height: rows.length * rowHeight, tiles, heads, place };
@@ -310,11 +313,12 @@ function scrollRange() {
   return { tall, last: Math.max(0, full - board.clientHeight), most: Math.max(0, tall - board.clientHeight) };
 }
 
-/** Find out where the view is: beyond what a browser can scroll, a pixel of the bar is several of the view. */
+/** Find where the view is: beyond what a browser can scroll, a pixel of the bar is several of the view. */
 function readScroll() {
   const { last, most } = scrollRange();
   offset.x = board.scrollLeft;
-  if (Math.abs(board.scrollTop - (offset.bar ?? -9)) > 1) offset.y = most ? (board.scrollTop / most) * last : 0;
+  const isNew = Math.abs(board.scrollTop - (offset.bar ?? -9)) > 1;
+  if (isNew) offset.y = most ? (board.scrollTop / most) * last : 0;
   offset.y = Math.min(last, Math.max(0, offset.y));
   offset.bar = board.scrollTop;
 }
@@ -335,8 +339,8 @@ function paintBoard() {
   setSize($("space"), Math.max(width, layout.width + layout.left), Math.max(height, scrollRange().tall));
   setSize($("stage"), width, height);
   setSize(canvas, width, height);
-  const [across, down] = [width, height].map((side) => Math.round(side * ratio));
-  if (canvas.width !== across || canvas.height !== down) Object.assign(canvas, { width: across, height: down });
+  const pixels = { width: Math.round(width * ratio), height: Math.round(height * ratio) };
+  if (canvas.width !== pixels.width || canvas.height !== pixels.height) Object.assign(canvas, pixels);
   followCursor();
   readScroll();
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -459,10 +463,11 @@ function numberColumns(width, height, x0) {
   clipped(layout.left, 0, width, layout.top, () => {
     for (const block of layout.found) {
       const [from, to] = across(block, x0, x0 + width);
+      const ends = state.scope === "channel" && block.pitch > 24;
       for (let k = from; k <= to; k++) {
         const x = layout.left + block.x + k * block.pitch - x0 + block.width / 2;
         write(block.order[k], x, HEAD + 9);
-        if (state.scope === "channel" && block.pitch > 24) write(endOf(block.layer, block.order[k]), x, HEAD + 21);
+        if (ends) write(endOf(block.layer, block.order[k]), x, HEAD + 21);
       }
     }
   });
@@ -543,8 +548,9 @@ function setText(node, text) {
 
 function makeLayerHead({ block }) {
   const { name } = block.layer;
+  const [low, high, note] = ["span", "span", "span"].map((tag) => element(tag));
   const strip = element("canvas", { width: BAR, height: 1 });
-  const bar = element("small", { className: "bar" }, element("span"), strip, element("span"), element("span"));
+  const bar = element("small", { className: "bar" }, low, strip, high, note);
   return element("div", { className: "layer" }, button(name, () => focusLayer(name)), element("small"), bar);
 }
 
@@ -555,10 +561,11 @@ function updateLayerHead(head, { block, x, y, width }) {
   const all = available(layer).length;
   const part = layer.only ? ` (of ${layer.n_channels} captured)` : "";
   const channels = `${n} of ${plural(layer.unit, all)}${part}${orderWords(block)}`;
-  const parts = [channels, ...oddWords(block.known), sizeWords(block), layer.type, layer.about, layer.map.note];
-  setText(words, parts.filter(Boolean).join(" · "));
+  const more = [layer.type, layer.about, layer.map.note];
+  setText(words, joined(" · ", channels, ...oddWords(block.known), sizeWords(block), ...more));
   words.title = words.textContent;
-  name.title = `${layer.name}: show ${state.layers.length === 1 ? "all layers" : "this layer alone, all of it"}`;
+  const shows = state.layers.length === 1 ? "all layers" : "this layer alone, all of it";
+  name.title = `${layer.name}: show ${shows}`;
   paintBar(bar, block);
 }
 
@@ -571,7 +578,8 @@ function orderWords({ known }) {
 
 /** The channels that are dead, constant, or hold what is not finite. */
 function oddWords(known) {
-  const list = (numbers) => numbers.slice(0, 6).join(", ") + (numbers.length > 6 ? ` and ${numbers.length - 6} more` : "");
+  const rest = (numbers) => (numbers.length > 6 ? ` and ${numbers.length - 6} more` : "");
+  const list = (numbers) => numbers.slice(0, 6).join(", ") + rest(numbers);
   return Object.entries(known?.odd ?? {}).map(([what, numbers]) => `${what}: ${list(numbers)}`);
 }
 
@@ -583,9 +591,9 @@ function sizeWords({ layer, width }) {
   return `${map.height} × ${map.width}${reduced}`;
 }
 
-function plural(unit, n) {
-  return `${n.toLocaleString("en")} ${unit}${n === 1 ? "" : "s"}`;
-}
+const counted = (n) => n.toLocaleString("en");
+const plural = (unit, n) => `${counted(n)} ${unit}${n === 1 ? "" : "s"}`;
+const joined = (by, ...parts) => parts.filter(Boolean).join(by);
 
 const OWN = {
   channel: "each channel has a scale of its own",
@@ -603,7 +611,7 @@ function paintBar(bar, block) {
   strip.hidden = !isWhole;
   setText(low, isWhole ? short(scale.low) : "");
   setText(high, isWhole ? short(scale.high) : "");
-  const words = [own ?? (scale && !isWhole ? "no finite value" : ""), ...ofRows(block)].filter(Boolean).join(", ");
+  const words = joined(", ", own, scale && !isWhole && "no finite value", ...ofRows(block));
   setText(note, isWhole && words ? `· ${words}` : words);
   const key = isWhole && JSON.stringify(scale);
   if (!key || strip.key === key) return;
@@ -620,7 +628,8 @@ function barScale({ layer, known, rowLimits }, oneRow) {
   }
   const limits = state.scope === "store" ? ready(facts.get("limits", () => source.limits())) : null;
   const cuts = cutsOf(layer);
-  return limits === undefined || cuts === undefined ? undefined : source.colours.scaleOf(known, look(), { limits, cuts });
+  if (limits === undefined || cuts === undefined) return undefined;
+  return source.colours.scaleOf(known, look(), { limits, cuts });
 }
 
 /** Where percentiles cut a scale, and of how many rows it is where that is not all. */
@@ -629,7 +638,8 @@ function ofRows({ layer, known }) {
   const cuts = cutsOf(layer);
   const n = cuts?.rows ?? (known?.whole ? undefined : known?.rows);
   const some = n < (run.of_rows ?? run.captured) && ["layer", "channel", "store"].includes(scope);
-  return [clip && `cut at ${cuts?.about ? "about " : ""}${clip} %`, some && `${clip ? "" : "range "}of ${n} rows`];
+  const cut = clip && `cut at ${cuts?.about ? "about " : ""}${clip} %`;
+  return [cut, some && `${clip ? "" : "range "}of ${n} rows`];
 }
 
 function factOf(row) {
@@ -656,7 +666,7 @@ function updateRowHead(head, { key, y, height }) {
   guess.className = outcomeOf(fact);
   setText(guess, guessWords(fact));
   const file = fact?.id?.split("/").at(-1); // of a path, what tells it from its neighbours
-  setText(id, fact?.true == null ? (file ?? "") : [key, file].filter((part) => part != null).join(" · "));
+  setText(id, fact?.true == null ? (file ?? "") : joined(" · ", `${key}`, file));
   id.title = fact?.id ?? "";
 }
 
@@ -675,8 +685,10 @@ function guessWords(fact) {
 let followed = ""; // the view whose cursor was brought into sight
 let moved = false; // the last change was a step of the cursor, so it is followed wherever the view was
 
-const followKey = () =>
-  JSON.stringify([state.view, state.row, filterKey, state.layer, state.channel, rows.length, state.top, state.x]);
+function followKey() {
+  const { view, row, layer, channel, top, x } = state;
+  return JSON.stringify([view, row, filterKey, layer, channel, rows.length, top, x]);
+}
 
 /** Bring the state's row and channel into view, once for each that is new. */
 function followCursor() {
@@ -799,7 +811,7 @@ function readPointer() {
     const words = wordsOf(tile);
     const [value, place] = $("tip").children;
     setText(value, words.value);
-    setText(place, [words.place, words.of].filter(Boolean).join("\n"));
+    setText(place, joined("\n", words.place, words.of));
     setText($("place"), `${words.place} = ${words.value}`);
     placeTip(pointer.event);
   }
@@ -824,7 +836,7 @@ function placeTip({ clientX, clientY }) {
   tip.style.transform = `translate(${Math.max(2, left)}px, ${Math.max(2, top)}px)`;
 }
 
-/** Say of the map under the cursor of the keys what the pointer would find: its range, and where it is greatest. */
+/** Say of the map under the cursor of the keys its range, and where it is greatest. */
 function readCursor() {
   const tile = painting.find((one) => one.there && isCursor(one.layer, one.channel, one.row));
   const found = tile && ready(valuesOf(tile));
@@ -849,8 +861,8 @@ function wordsOf(tile) {
   const cell = at(tile.v, shape.height) * shape.width + at(tile.u, shape.width);
   if (cell >= shape.n_cells) return { value: "no value here", place };
   const [least, greatest] = (data.range ??= rangeOf(data.subarray(shape.offset)));
-  const range = data.length > 1 ? `this map: ${least === null ? "no finite value" : rangeWords([least, greatest])}` : "";
-  const of = [range, ...beyond(tile, found)].filter(Boolean).join(", ");
+  const range = data.length > 1 && `this map: ${rangeWords([least, greatest])}`;
+  const of = joined(", ", range, ...beyond(tile, found));
   return { value: exact(data[cell + shape.offset], data), place: place + cellOf(shape, cell), of };
 }
 
@@ -866,7 +878,7 @@ function beyond(tile, { data, shape }) {
     if (Number.isFinite(value) && value > high) over++;
     if (Number.isFinite(value) && value < low) under++;
   }
-  const words = (n, where) => n && `${n.toLocaleString("en")} of ${shape.n_cells.toLocaleString("en")} ${where} the scale`;
+  const words = (n, where) => n && `${counted(n)} of ${counted(shape.n_cells)} ${where} the scale`;
   return [words(over, "above"), words(under, "below")];
 }
 

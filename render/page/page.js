@@ -37,7 +37,8 @@ function factList(fact, fits) {
 
 /** A title with buttons to turn to the previous and the next. */
 function turn(words, what, by) {
-  const arrow = (textContent, ariaLabel, key, n) => button(textContent, () => by(n), { title: `${ariaLabel} (${key})`, ariaLabel });
+  const arrow = (textContent, ariaLabel, key, n) =>
+    button(textContent, () => by(n), { title: `${ariaLabel} (${key})`, ariaLabel });
   return element(
     "div",
     { className: "turn" },
@@ -58,19 +59,23 @@ function paintChannel() {
   const channel = Number(state.channel);
   const wrong = channelRefusal(layer, channel);
   const known = wrong ? undefined : knownOf(layer);
-  const about = wrong ? undefined : facts.get(JSON.stringify([layer.name, channel]), () => source.channel(layer, channel));
+  const about = wrong ? undefined : channelFacts(layer, channel);
   const isReady = Boolean(known && about);
   const key = JSON.stringify([state.layer, state.channel, isReady, look(), wrong]);
   if (article.key !== key) {
     const place = JSON.stringify([state.layer, state.channel]);
     if (article.place !== place) article.scrollTop = 0;
     Object.assign(article, { key, place });
-    const title = wrong ? button("close", close) : turn(`${layer.name}, ${layer.unit} ${channel}`, layer.unit, turnChannel);
+    const title = wrong ? button("close", close) : turn(whereWords(), layer.unit, turnChannel);
     const failure = [known, about].find((one) => one instanceof Failure);
     const words = wrong ?? failure?.message ?? (isReady ? "" : "Reading …");
     article.replaceChildren(title, ...(words ? [paragraph(words)] : sections(layer, channel, about, known)));
   }
   if (!wrong) paintTops(layer, channel);
+}
+
+function channelFacts(layer, channel) {
+  return facts.get(JSON.stringify([layer.name, channel]), () => source.channel(layer, channel));
 }
 
 function channelRefusal(layer, channel) {
@@ -87,17 +92,18 @@ function turnChannel(by) {
 }
 
 const paragraph = (textContent) => element("p", { textContent });
+const rounded = (value, digits) => (value === null ? "none" : `${Number(value.toPrecision(digits))}`);
 
 function sections(layer, channel, about, known) {
   const { numbers, histogram, top, classes } = about;
   const isWhole = about.whole && !about.sampled.includes("numbers");
-  const title = isWhole ? `Over all ${about.rows.toLocaleString("en")} captured rows` : "Over rows";
+  const title = isWhole ? `Over all ${counted(about.rows)} captured rows` : "Over rows";
   const hasMaps = classes?.some((one) => one.map);
   const perClass = hasMaps ? "Each map is the mean over the class, all of them on one scale." : "";
   return [
     ...section(title, about, "numbers", numbers && numbersOf(numbers)),
     ...section("Rows that excite it most", about, "top", top && topOf(layer, channel, top)),
-    ...section("Histogram", about, "histogram", histogram && histogramOf(histogram, numbers), zeroNote(about)),
+    ...section("Histogram", about, "histogram", histogramOf(histogram, numbers), zeroNote(about)),
     ...(classes || run.classes.length
       ? section("Mean for each class", about, "classes", classes && classesOf(classes, known), perClass)
       : []),
@@ -107,26 +113,24 @@ function sections(layer, channel, about, known) {
 /** A part with what is to be known of it: of which rows it is, and how a capture keeps it. */
 function section(title, about, name, body, more = "") {
   const lack = about.lacking.find((one) => one.what === name);
-  const all = (run.of_rows ?? run.captured).toLocaleString("en");
+  const all = counted(run.of_rows ?? run.captured);
   const rows = about.sampled.includes(name) ? `Of ${about.sample_rows} of ${all} rows, spread evenly.` : "";
   const none = lack && !rows ? "Not known here." : "";
-  const how = lack ? `The store does not keep this of every row; a capture with --stats ${lack.stats} does.` : "";
-  const words = [rows || none, more, how].filter(Boolean).join(" ");
-  return [element("h2", { textContent: title }), ...(words ? [paragraph(words)] : []), ...(body ? [body] : [])];
+  const how = lack && `The store does not keep this of every row; a capture with --stats ${lack.stats} does.`;
+  const words = joined(" ", rows || none, more, how);
+  return [element("h2", { textContent: title }), words && paragraph(words), body].filter(Boolean);
 }
 
 function numbersOf(numbers) {
-  const count = (n) => n.toLocaleString("en");
-  const value = (x) => (x === null ? "none" : `${Number(x.toPrecision(5))}`);
   const parts = [
-    ["minimum", value(numbers.minimum)],
-    ["maximum", value(numbers.maximum)],
-    ["mean", value(numbers.mean)],
-    ["standard deviation", value(numbers.deviation)],
+    ["minimum", rounded(numbers.minimum, 5)],
+    ["maximum", rounded(numbers.maximum, 5)],
+    ["mean", rounded(numbers.mean, 5)],
+    ["standard deviation", rounded(numbers.deviation, 5)],
     ["zeros", numbers.zero === null ? "none" : `${(100 * numbers.zero).toFixed(1)} %`],
-    ["finite values", count(numbers.count)],
-    ["NaN", numbers.nan && count(numbers.nan)],
-    ["infinite", numbers.inf && count(numbers.inf)],
+    ["finite values", counted(numbers.count)],
+    ["NaN", numbers.nan && counted(numbers.nan)],
+    ["infinite", numbers.inf && counted(numbers.inf)],
     ["this channel", numbers.zero === 1 && !numbers.nan && !numbers.inf && "is dead"],
   ];
   const part = ([name, textContent]) =>
@@ -147,7 +151,7 @@ function topOf(layer, channel, top) {
     const words = element(
       "figcaption",
       {},
-      element("b", { textContent: value === null ? "none" : `${Number(value.toPrecision(5))}` }),
+      element("b", { textContent: rounded(value, 5) }),
       element("small", { textContent: `row ${row}${where}` }),
       element("small", { className: "who", textContent: here ? "" : "not in this page" }),
     );
@@ -162,7 +166,8 @@ function paintTops(layer, channel) {
   const listed = figures.map((one) => one.row);
   if (!listed.length) return;
   const known = ready(facts.get(JSON.stringify(["top", listed]), () => source.facts(listed)));
-  figures.forEach((figure, i) => setText(figure.querySelector(".who"), known?.[i]?.true ?? known?.[i]?.id ?? ""));
+  const who = (fact) => fact?.true ?? fact?.id ?? "";
+  figures.forEach((figure, i) => setText(figure.querySelector(".who"), who(known?.[i])));
   if (!run.values) return;
   const each = layer.is_ragged || layer.map.height * layer.map.width * listed.length > 4 * SPRITE_PIXELS;
   for (const group of each ? figures.map((one) => [one]) : [figures]) {
@@ -215,6 +220,7 @@ function barsOf({ counts, edges }, { minimum, maximum }) {
 }
 
 function histogramOf(histogram, numbers) {
+  if (!histogram) return null;
   const [wide, high, side] = [760, 150, 24];
   const { minimum, maximum } = numbers;
   const span = maximum - minimum || 1;
@@ -227,7 +233,7 @@ function histogramOf(histogram, numbers) {
     const height = Math.max(1, (density(bar) / most) * (high - 10));
     const width = Math.max(1, at(bar.high) - at(bar.low) - 0.5);
     const shape = drawn("rect", { x: at(bar.low), y: high - height, width, height });
-    shape.append(drawn("title", {}, `${short(bar.low)} to ${short(bar.high)}: ${bar.n.toLocaleString("en")}`));
+    shape.append(drawn("title", {}, `${rangeWords([bar.low, bar.high])}: ${counted(bar.n)}`));
     box.append(shape);
   }
   box.append(drawn("line", { x1: side, x2: wide - side, y1: high, y2: high }));
@@ -248,12 +254,14 @@ function classesOf(classes, known) {
   const box = element("div", { className: "classes" });
   const means = classes.map((one) => one.mean ?? 0);
   const [low, high] = [Math.min(0, ...means), Math.max(0, ...means)];
-  const [least, most] = rangeOf(classes.flatMap((one) => one.map?.flat() ?? []).filter((value) => value !== null));
-  const scale = source.colours.scaleOf({ low: least, high: most, signed: known.signed }, { ...look(), scope: "layer" });
+  const inMaps = classes.flatMap((one) => one.map?.flat() ?? []).filter((value) => value !== null);
+  const [least, most] = rangeOf(inMaps);
+  const all = { low: least, high: most, signed: known.signed };
+  const scale = source.colours.scaleOf(all, { ...look(), scope: "layer" });
   const list = (some) => box.append(...some.flatMap((one) => classLine(one, low, high - low || 1, scale)));
   list(classes.slice(0, MOST_CLASSES));
   if (classes.length > MOST_CLASSES) {
-    const more = button(`show all ${classes.length.toLocaleString("en")} classes`, () => {
+    const more = button(`show all ${counted(classes.length)} classes`, () => {
       more.remove();
       list(classes.slice(MOST_CLASSES));
     });
@@ -273,7 +281,7 @@ function classLine({ name, rows, mean, map }, low, span, scale) {
     element("a", { ...link, href: address({ view: "rows", label: name, row: "", top: "" }) }),
     map ? classMap(map, scale) : element("span"),
     element("span", { className: "track" }, bar, base),
-    element("span", { className: "number", textContent: mean === null ? "none" : `${Number(mean.toPrecision(4))}` }),
+    element("span", { className: "number", textContent: rounded(mean, 4) }),
   ];
 }
 
@@ -297,15 +305,16 @@ function paintFrame() {
   }
   document.title = [where, $("home").textContent, "layertap"].filter(Boolean).join(" · ");
   const at = state.row === "" || state.view === "channel" ? undefined : rowAt.get(Number(state.row));
-  const which = at === undefined ? "" : `${(at + 1).toLocaleString("en")} of `;
-  const fit = isFiltered() ? ` that fit, of ${run.captured.toLocaleString("en")}` : "";
-  const soFar = run.complete ? "" : ` · the capture is not finished, of ${plural("row", run.rows)} (reload for more)`;
+  const which = at === undefined ? "" : `${counted(at + 1)} of `;
+  const fit = isFiltered() ? ` that fit, of ${counted(run.captured)}` : "";
+  const soFar = run.complete ? "" : ` · not finished, of ${plural("row", run.rows)} (reload for more)`;
   if (!isFiltering) setText($("count"), `${which}${plural("row", rows.length)}${fit}${soFar}`);
 }
 
 function whereWords() {
   if (state.view === "row") return `row ${state.row}`;
-  if (state.view === "channel") return `${state.layer}, ${layerNamed(state.layer)?.unit ?? "channel"} ${state.channel}`;
+  const unit = layerNamed(state.layer)?.unit ?? "channel";
+  if (state.view === "channel") return `${state.layer}, ${unit} ${state.channel}`;
   return state.layers.length === 1 ? state.layers[0] : "";
 }
 
@@ -336,7 +345,7 @@ function setUp() {
   $("about").title = $("about").textContent;
   for (const [name, count] of Object.entries({ label: "labelled", prediction: "predicted" })) {
     const some = run.classes.filter((one) => one[count]);
-    const option = (one) => new Option(`${one.name} (${one[count].toLocaleString("en")})`, one.name);
+    const option = (one) => new Option(`${one.name} (${counted(one[count])})`, one.name);
     elements[name].append(new Option("any", ""), ...some.map(option));
     $(`of-${name}`).hidden = !some.length;
   }
@@ -354,12 +363,12 @@ function setUp() {
     group("from 0", names.filter((name) => !run.diverging.includes(name))),
     group("around 0", run.diverging),
   );
-  if (!run.values) alertOf("This store holds statistics alone, so there are no maps; channels open by Enter.");
+  if (!run.values) alertOf("This store holds statistics alone, and no maps; channels open by Enter.");
 }
 
 function storeWords() {
-  const of = run.of_rows ? `${run.rows.toLocaleString("en")} of ` : "";
-  const missing = run.complete ? "" : `, ${run.captured.toLocaleString("en")} captured so far`;
+  const of = run.of_rows ? `${counted(run.rows)} of ` : "";
+  const missing = run.complete ? "" : `, ${counted(run.captured)} captured so far`;
   return `${of}${plural("row", run.of_rows ?? run.rows)}${missing} × ${plural("layer", run.layers.length)}`;
 }
 
@@ -411,7 +420,10 @@ function listenToOptions(form) {
   const toRows = () => (state.view === "channel" ? { view: "rows" } : {});
   on(["label", "prediction", "outcome"], (name, value) => go({ [name]: value, top: "", ...toRows() }));
   on(["n", "by", "colors", "clip"], (name, value) => go({ [name]: value }));
-  on(["scope"], (name, scope) => go({ scope, ...(scope === "given" && state.low === "" ? { low: "0", high: "1" } : {}) }));
+  on(["scope"], (name, scope) => {
+    const isFirst = scope === "given" && state.low === "";
+    go({ scope, ...(isFirst ? { low: "0", high: "1" } : {}) });
+  });
   on(["low", "high"], () => {
     const [low, high] = [elements.low.value.trim(), elements.high.value.trim()];
     if (low !== "" && high !== "" && Number(low) < Number(high)) go({ low, high });
@@ -558,7 +570,8 @@ function resize(by) {
 }
 
 function cycle(name) {
-  const all = [...$("options").elements[name].options].map((one) => one.value).filter((one) => one !== "given");
+  const { options } = $("options").elements[name];
+  const all = Array.from(options, (one) => one.value).filter((one) => one !== "given");
   go({ [name]: all[(all.indexOf(state[name]) + 1) % all.length] }, false);
 }
 
@@ -599,8 +612,9 @@ function help() {
     paragraph("What a colour map must not show as if it were an ordinary value:"),
     ...Object.keys(run.palettes).map(marksOf),
   ];
+  const shut = button("close", () => $("help").close());
   $("help").replaceChildren(
-    element("div", { className: "turn" }, element("b", { textContent: "Keys" }), button("close", () => $("help").close())),
+    element("div", { className: "turn" }, element("b", { textContent: "Keys" }), shut),
     element("dl", {}, ...Object.entries(HELP).flatMap(line)),
     element("section", {}, ...marks),
     element("section", {}, paragraph(`${run.path}. The address of this page is a link to what it shows.`)),
@@ -623,10 +637,11 @@ function chooseLayers() {
   const dialog = $("layers");
   const chosen = new Set(shown());
   const boxes = run.layers.map((layer) => {
-    const checked = chosen.has(layer);
-    const box = element("input", { type: "checkbox", value: layer.name, disabled: Boolean(layer.refusal), checked });
-    const about = layer.refusal || `${layer.type} · ${layer.shape.join(" × ") || "1"} ${layer.dtype}`;
-    return element("label", {}, box, element("span", {}, layer.name, " ", element("small", { textContent: about })));
+    const [checked, disabled] = [chosen.has(layer), Boolean(layer.refusal)];
+    const box = element("input", { type: "checkbox", value: layer.name, disabled, checked });
+    const shape = `${layer.type} · ${layer.shape.join(" × ") || "1"} ${layer.dtype}`;
+    const about = element("small", { textContent: layer.refusal || shape });
+    return element("label", {}, box, element("span", {}, layer.name, " ", about));
   });
   const search = element("input", { type: "search", placeholder: "name contains …" });
   search.oninput = () => {
@@ -675,7 +690,8 @@ function paint() {
   Loader.frame++;
   if (!inks.line) {
     const style = getComputedStyle(document.documentElement);
-    for (const name of ["grey", "line", "empty", "accent", "wrong"]) inks[name] = style.getPropertyValue(`--${name}`).trim();
+    for (const name of ["grey", "line", "empty", "accent", "wrong"])
+      inks[name] = style.getPropertyValue(`--${name}`).trim();
   }
   board.hidden = state.view === "channel";
   paintSide();

@@ -1,8 +1,8 @@
 "use strict";
 
-// The store that a page shows: from a server (`layertap view`), or from the page itself (`layertap export html`).
-// Two classes with the same methods hide which. Colours are made here where there is no server to make them,
-// by the arithmetic of render/scale.py, held to it by a test.
+// The store that a page shows: from a server (`layertap view`), or from the page itself (`layertap export
+// html`). Two classes with the same methods hide which. Colours are made here where there is no server to
+// make them, by the arithmetic of render/scale.py, held to it by a test.
 
 // ---- from a server ----
 
@@ -18,7 +18,8 @@ class FromServer {
     const given = Object.entries(query).filter(([, value]) => value !== "" && value != null);
     if (this.version) given.push(["v", this.version]);
     const answer = await fetch(`${path}?${new URLSearchParams(given)}`, { signal }).catch((error) => {
-      throw error.name === "AbortError" ? error : new Error("layertap view does not answer; is it still running?");
+      if (error.name === "AbortError") throw error;
+      throw new Error("layertap view does not answer; is it still running?");
     });
     if (answer.status === 200) return answer;
     const said = await answer.json().catch(() => ({}));
@@ -192,7 +193,8 @@ class FromFile {
       const { shape, of } = await this.maps(layer, row);
       const tile = (channel) => {
         const values = of(channel).subarray(shape.offset, shape.offset + shape.n_cells);
-        return { values, shape, scale: this.colours.scaleOf(known, look, { channel, row, values, limits, cuts }) };
+        const scale = this.colours.scaleOf(known, look, { channel, row, values, limits, cuts });
+        return { values, shape, scale };
       };
       lines.push(channels.map(tile));
     }
@@ -243,7 +245,8 @@ class Colours {
     this.palettes = {};
     for (const [name, hex] of Object.entries(run.palettes)) {
       const palette = (this.palettes[name] = new Uint8ClampedArray(1024).fill(255)); // RGBA
-      for (let i = 0; i < 768; i++) palette[i + Math.floor(i / 3)] = parseInt(hex.slice(2 * i, 2 * i + 2), 16);
+      for (let i = 0; i < 768; i++)
+        palette[i + Math.floor(i / 3)] = parseInt(hex.slice(2 * i, 2 * i + 2), 16);
     }
   }
 
@@ -257,8 +260,8 @@ class Colours {
   }
 
   /**
-   * The scale of a map, from what is known of its layer; `at` says which map it is, and has what is not known by
-   * layer: its values, the limits of the store, and where a percentile cuts.
+   * The scale of a map, from what is known of its layer; `at` says which map it is, and has what is not known
+   * by layer: its values, the limits of the store, and where a percentile cuts.
    */
   scaleOf(known, look, at = {}) {
     const { channel, row, values, limits, cuts } = at;
@@ -272,7 +275,8 @@ class Colours {
     let range = [known.low, known.high];
     let cut = cuts?.limits;
     if (scope === "store") range = [limits?.low, limits?.high];
-    if (scope === "channel") [range, cut] = [[known.channel_low[channel], known.channel_high[channel]], cut?.[channel]];
+    if (scope === "channel") range = [known.channel_low[channel], known.channel_high[channel]];
+    if (scope === "channel") cut = cut?.[channel];
     if (scope === "row") [range, cut] = [known.row_range[row], cut?.[row]];
     if (scope === "map") range = rangeOf(values);
     if (scope === "map" && clip) cut = percentile(values, Number(clip), this.diverges(colors));
@@ -294,7 +298,8 @@ class Colours {
     const out = new Uint8Array(values.length);
     const [least, most] = rangeOf(values);
     const finite = values.length > 0 && values.every((value) => Number.isFinite(Number(value)));
-    if (finite && values.length > 1 && least === most) return out.fill(least === 0 ? marks.ZERO : marks.CONSTANT);
+    const isFlat = finite && values.length > 1 && least === most;
+    if (isFlat) return out.fill(least === 0 ? marks.ZERO : marks.CONSTANT);
     let [low, high] = [scale.low || 0, scale.high || 0];
     if (this.diverges(scale.colors)) {
       high = Math.max(Math.abs(low), Math.abs(high));
@@ -326,7 +331,8 @@ class Colours {
 
   /** Lines of tiles of one size, a pixel for each value. */
   painted(lines, wide) {
-    const [width, height] = ["width", "height"].map((side) => Math.max(1, lines[0][0].shape[side])); // a row may be empty
+    const side = (name) => Math.max(1, lines[0][0].shape[name]); // a row may have no values
+    const [width, height] = [side("width"), side("height")];
     const image = new ImageData(width * lines[0].length, height * lines.length);
     const pixels = new Uint32Array(image.data.buffer);
     const paintTile = ({ values, shape, scale }, left, top) => {
@@ -338,7 +344,9 @@ class Colours {
         pixels[y * image.width + x] = palette[entries[i]];
       }
     };
-    lines.forEach((line, row) => line.forEach((tile, column) => paintTile(tile, column * width, row * height)));
+    lines.forEach((line, row) => {
+      line.forEach((tile, column) => paintTile(tile, column * width, row * height));
+    });
     return image;
   }
 
@@ -391,8 +399,9 @@ class Failure {
 }
 
 /**
- * Loads what frames ask for. What the last frame did not ask for is not loaded any more, and makes room first.
- * `free` lets go of a value; `Loader.changed` is called when something came, `Loader.failed` with what went wrong.
+ * Loads what frames ask for. What the last frame did not ask for is not loaded any more, and makes room
+ * first. `free` lets go of a value; `Loader.changed` is called when something came, and `Loader.failed` with
+ * what went wrong.
  */
 class Loader {
   static frame = 0;
