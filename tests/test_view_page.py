@@ -46,6 +46,9 @@ def test_the_page_opens_and_shows_what_the_store_holds(tab: Tab, served: Server)
         "conv1",
         "layer2.<b>x</b>",
     ]
+    assert tab.text("#tops small").startswith(
+        "8 of 12 channels · dead: 3 · constant: 4 · 6 \N{MULTIPLICATION SIGN} 5"
+    )
     sprite = pixels(served.routes.answer("/tiles", "layer=conv1&rows=2&channels=5")[1])
     drawn = part(tab.canvas(), tab.tile("conv1", 2, 5))
     factor = len(drawn) // 6
@@ -206,7 +209,10 @@ def test_a_channel_shows_its_top_rows_histogram_and_classes(tab: Tab, served: Se
     tab.open(f"{served.url}#view=channel&layer=conv1&channel=5")
     best = int(run["conv1"][:, 5].max((1, 2)).argmax())
     assert f"row {best} " in tab.text("#channel figure figcaption")
-    assert tab.page.locator("svg.histogram rect").count() > 10
+    bars = tab.page.locator("svg.histogram title").all_text_contents()
+    assert len(bars) > 10
+    values = run["conv1"][:, 5]
+    assert sum(int(one.rpartition(": ")[2].replace(",", "")) for one in bars) == (values != 0).sum()
     assert tab.page.locator(".classes > a").count() == 3
     tab.page.locator("#channel figure a").first.click()
     assert f"row={best}" in tab.query()
@@ -362,6 +368,23 @@ def test_a_store_of_many_layers_is_asked_only_about_those_on_the_screen(
         assert 1 <= len(about) <= 4
         assert len([url for url in tab.requests if "/tiles" in url]) <= 4
         tab.page.close()
+
+
+def test_an_unfinished_store_shows_what_is_committed_and_says_so(tab: Tab, tmp_path: Path) -> None:
+    def model(batch: Any) -> dict[str, Any]:
+        return {"a": batch}
+
+    data = np.random.default_rng(0).random((24, 1, 300, 300), np.float32)
+    options: dict[str, Any] = {"batch_size": 4, "backend": "arrays", "memory": "20MiB", "part": "2/3"}
+    lt.record_dataset(model, data, tmp_path / "r", "*", **options)
+    run = lt.open(tmp_path / "r")
+    assert 0 < run.n_committed < 24
+    for server in serving(run):
+        tab.open(server.url)
+        assert tab.text("#count") == f"{run.n_committed} rows · not finished, of 24 rows (reload for more)"
+        assert f"{run.n_committed} captured so far" in tab.text("#about")
+        assert {one["row"] for one in tab.tiles()} <= set(np.flatnonzero(run.committed()).tolist())
+        assert "300 \N{MULTIPLICATION SIGN} 300, drawn 64 across" in tab.text("#tops small")
 
 
 def test_a_store_without_a_row_says_what_to_do(tab: Tab, tmp_path: Path) -> None:

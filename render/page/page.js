@@ -206,17 +206,24 @@ function drawn(tag, properties, text = "") {
 /** Bars between the true edges of bins, which are eighths of an octave; none narrower than can be seen. */
 function barsOf({ counts, edges }, { minimum, maximum }) {
   const least = (maximum - minimum || 1) / 64;
-  const bars = [];
+  const isNarrow = (bar) => bar && bar.high - bar.low < least;
+  const sides = [[]]; // below and above the bin of zeros, where that has a place of its own
   counts.forEach((n, i) => {
     const low = Math.max(edges[i] ?? minimum, minimum);
     const high = Math.min(edges[i + 1] ?? maximum, maximum);
+    const bars = sides.at(-1);
     const last = bars.at(-1);
-    const isZero = (edges[i] ?? -1) < 0 && (edges[i + 1] ?? 1) > 0 && counts.length > 1 && high - low < least;
-    if (isZero) bars.push(null);
-    else if (last && last.high - last.low < least) Object.assign(last, { n: last.n + n, high });
+    const isZero = (edges[i] ?? -1) < 0 && (edges[i + 1] ?? 1) > 0 && counts.length > 1;
+    if (isZero && high - low < least) sides.push([]);
+    else if (isNarrow(last)) Object.assign(last, { n: last.n + n, high });
     else bars.push({ n, low, high });
   });
-  return bars.filter((bar) => bar?.n && bar.high >= bar.low);
+  for (const bars of sides) {
+    if (bars.length < 2 || !isNarrow(bars.at(-1))) continue;
+    const { n, high } = bars.pop(); // what is left over
+    Object.assign(bars.at(-1), { n: bars.at(-1).n + n, high });
+  }
+  return sides.flat().filter((bar) => bar.n && bar.high >= bar.low);
 }
 
 function histogramOf(histogram, numbers) {
