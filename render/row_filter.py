@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, SelectionError, closest
-from .selection import class_column
+from .selection import class_column, row_classes
 from .view import class_name, row_views
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ class RowFilter:
         chosen = np.flatnonzero(run.committed())
         for name, wanted in (("label", self.label), ("prediction", self.prediction)):
             if wanted is not None:
-                chosen = chosen[_column(run, name, chosen) == _key(run, name, wanted)]
+                chosen = chosen[row_classes(run, name, chosen) == _key(run, name, wanted)]
         if self.outcome is not None:
             if self.outcome not in ("right", "wrong"):
                 raise DrawError(f"an outcome is right or wrong, not {self.outcome!r}")
-            right = _column(run, "label", chosen) == _column(run, "prediction", chosen)
+            right = row_classes(run, "label", chosen) == row_classes(run, "prediction", chosen)
             chosen = chosen[right if self.outcome == "right" else ~right]
         if self.text is not None:
             if "id" not in run.rows:
@@ -58,17 +58,10 @@ class RowFilter:
         return chosen.astype(np.uint32)
 
 
-def _column(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
-    values = class_column(run, name, rows)
-    if values is None:
-        raise SelectionError(f"the store has no {name} of each row")
-    return values
-
-
 def _key(run: Run, name: str, wanted: str) -> int | str:
     """Return the label that a class is stored as."""
     classes = run.classes or ()
-    if _column(run, name, np.empty(0, np.intp)).dtype.kind == "U":
+    if row_classes(run, name, np.empty(0, np.intp)).dtype.kind == "U":
         return wanted
     if wanted in classes:
         return classes.index(wanted)
