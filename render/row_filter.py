@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, SelectionError, closest
-from .selection import class_column, row_classes
+from .selection import are_right, class_column, row_classes
 from .view import class_name, row_views
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class RowFilter:
         if self.outcome is not None:
             if self.outcome not in ("right", "wrong"):
                 raise DrawError(f"an outcome is right or wrong, not {self.outcome!r}")
-            right = row_classes(run, "label", chosen) == row_classes(run, "prediction", chosen)
+            right = are_right(run, chosen)
             chosen = chosen[right if self.outcome == "right" else ~right]
         if self.text is not None:
             if "id" not in run.rows:
