@@ -18,10 +18,11 @@ from click.testing import CliRunner
 from layertap.__main__ import main
 from layertap.capture.errors import DrawError, SelectionError
 from layertap.render import offline
+from layertap.render.colormaps import palette
 from layertap.render.offline import export_html
 from stores import HOSTILE, a_store
 from test_ragged import Sequences, double
-from test_view_server import serving
+from test_view_server import pixels, serving
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +209,18 @@ def test_a_page_from_a_disk_filters_tells_values_and_opens_channels(
     assert tab.page.locator(".classes > a").count() == 3
     assert "not in this page" in tab.text("#channel .top")
     assert tab.complaints == []
+    tab.page.close()
+
+
+def test_zeros_alone_are_in_the_middle_of_a_diverging_map(chromium: Any, tmp_path: Path) -> None:
+    data = np.zeros((3, 2), np.float32)
+    run = lt.record_dataset(lambda batch: {"a": batch}, data, tmp_path / "r", "*", backend="arrays")
+    page = export_html(run, tmp_path / "a.html")
+    tab = Tab(chromium).open(f"{page.as_uri()}#scope=channel&colors=RdBu_r")
+    drawn = part(tab.canvas(), tab.tile("a", 1, 0))
+    for server in serving(run):
+        sprite = pixels(server.routes.answer("/tiles", "layer=a&rows=1&channels=0&colormap=RdBu_r")[1])
+        assert (drawn[1:-1, 1:-1] == palette("RdBu_r")[sprite[0, 0]]).all()
     tab.page.close()
 
 

@@ -70,6 +70,11 @@ def test_keys_go_from_row_to_row_and_channel_to_channel_and_open_both(tab: Tab, 
     assert tab.query() == "#row=1"
     tab.press("ArrowRight", "ArrowRight", "]", "[", "ArrowRight")
     assert tab.query() == "#row=1&layer=conv1&channel=1"
+    values = served.routes.atlas.run["conv1"][1, 1]
+    y, x = np.unravel_index(values.argmax(), values.shape)
+    said = tab.text("#place")
+    assert said.startswith("conv1, row 1, channel 1: from 0 to ")
+    assert said.endswith(f"{values.max()!s}, y {y}, x {x}")
     tab.press("Enter")
     assert tab.query().startswith("#view=channel&row=1")
     assert tab.text("#channel .turn b") == "conv1, channel 1"
@@ -209,14 +214,21 @@ def test_a_channel_shows_its_top_rows_histogram_and_classes(tab: Tab, served: Se
     tab.open(f"{served.url}#view=channel&layer=conv1&channel=5")
     best = int(run["conv1"][:, 5].max((1, 2)).argmax())
     assert f"row {best} " in tab.text("#channel figure figcaption")
-    bars = tab.page.locator("svg.histogram title").all_text_contents()
-    assert len(bars) > 10
-    values = run["conv1"][:, 5]
-    assert sum(int(one.rpartition(": ")[2].replace(",", "")) for one in bars) == (values != 0).sum()
     assert tab.page.locator(".classes > a").count() == 3
     tab.page.locator("#channel figure a").first.click()
     assert f"row={best}" in tab.query()
     assert "view=row" in tab.query()
+
+
+@pytest.mark.parametrize(("layer", "channel"), [("conv1", 5), ("layer2.<b>x</b>", 2)])
+def test_a_histogram_has_every_value_that_is_not_zero(
+    tab: Tab, served: Server, layer: str, channel: int
+) -> None:
+    tab.open(f"{served.url}#{urlencode({'view': 'channel', 'layer': layer, 'channel': channel})}")
+    bars = tab.page.locator("svg.histogram title").all_text_contents()
+    values = served.routes.atlas.run[layer][:, channel]
+    assert len(bars) > 10
+    assert sum(int(one.rpartition(": ")[2].replace(",", "")) for one in bars) == (values != 0).sum()
 
 
 def test_clicks_open_the_channel_the_row_and_the_layer(tab: Tab, served: Server) -> None:

@@ -208,6 +208,14 @@ def test_where_histograms_are_kept_they_tell_percentiles_to_a_bin_and_no_row_is_
     assert each["limits"][3] == [None, None]  # a dead channel is not cut
 
 
+def test_without_histograms_percentiles_come_from_rows(tmp_path: Path) -> None:
+    run = a_store(tmp_path / "r", stats="cheap")
+    for server in serving(run):
+        cut = json.loads(got(server, "/api/cuts", layer="conv1", clip="99"))
+        exact = np.percentile(run["conv1"][...], 99, method="inverted_cdf")
+        assert cut == {"rows": N_ROWS, "about": False, "limits": [None, float(exact)]}
+
+
 def test_a_value_beyond_the_rows_that_were_looked_at_is_marked_and_not_clipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
