@@ -65,6 +65,7 @@ _MARKS = {
     "RdBu_r": "b0b0b0 806060 808080 804060 000020 00ff00 0000ff",
 }
 
+COLORMAPS = tuple(_POINTS)
 DIVERGING = ("RdBu_r",)
 
 

@@ -250,12 +250,7 @@ def select_rows(
     if outcome is not None:
         if outcome not in ("right", "wrong"):
             raise DrawError(f"an outcome is right or wrong, not {outcome!r}")
-        labels, predictions = (row_classes(run, name, chosen) for name in ("label", "prediction"))
-        if labels.dtype.kind != predictions.dtype.kind:
-            raise SelectionError(
-                f"{run.path} has text for one of label and prediction, and numbers for the other"
-            )
-        right = labels == predictions
+        right = are_right(run, chosen)
         chosen = chosen[right if outcome == "right" else ~right]
     if each_class:
         names, first = np.unique(row_classes(run, "label", chosen), return_index=True)
@@ -293,6 +288,21 @@ def row_classes(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
             raise SelectionError(f"{run.path} has a column {name!r}, but not of one class a row")
         raise SelectionError(f"{run.path} has no column {name!r}. {closest(name, run.rows)}")
     return values
+
+
+def are_right(run: Run, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return of which rows the prediction is the label.
+
+    Raises:
+        SelectionError: either is not known, or they are not alike.
+
+    """
+    labels, predictions = (row_classes(run, name, rows) for name in ("label", "prediction"))
+    if labels.dtype.kind != predictions.dtype.kind:
+        raise SelectionError(
+            f"{run.path} has text for one of label and prediction, and numbers for the other"
+        )
+    return np.asarray(labels == predictions)
 
 
 def class_label(run: Run, name: str) -> int | str:

@@ -128,7 +128,7 @@ class Captured:
     def _cut(self, clip: Clip, symmetric: bool) -> tuple[Limits, bool]:
         its = self._statistics()
         if its is not None and its.histogram is not None:
-            outer = _cut_by_histogram(its, clip, symmetric)
+            outer = cut_by_histogram(its, clip, symmetric)
             if outer is not None:
                 return outer, True
         wanted = clip if isinstance(clip, tuple) else (clip,)
@@ -225,7 +225,7 @@ def _value(key: int, dtype: np.dtype[Any]) -> float:
     return float(np.array([bits], f"u{dtype.itemsize}").view(dtype)[0])
 
 
-def _cut_by_histogram(its: TapStatistics, clip: Clip, symmetric: bool) -> Limits | None:
+def cut_by_histogram(its: TapStatistics, clip: Clip, symmetric: bool) -> Limits | None:
     """Return edges of bins next to percentiles, on their outer sides; None where a bin is too wide."""
     assert its.histogram is not None
     assert its.minimum is not None

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from layertap.capture.recorder import Recorder
     from layertap.capture.zipped import pack
     from layertap.render import Animation, Picture, animate, draw, draw_many, read_spec
+    from layertap.render.offline import export_html
+    from layertap.render.serve import view
 
 __version__ = "0.1.0"
 
@@ -62,6 +64,8 @@ _NAMES = {
     "layertap.capture.recorder": ("Recorder",),
     "layertap.capture.zipped": ("pack",),
     "layertap.render": ("Animation", "Picture", "animate", "draw", "draw_many", "read_spec"),
+    "layertap.render.offline": ("export_html",),
+    "layertap.render.serve": ("view",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 _SUBMODULES = {"reduce": "layertap.capture.reduce"}
@@ -97,6 +101,7 @@ __all__ = [
     "animate",
     "draw",
     "draw_many",
+    "export_html",
     "fit_pca",
     "open",
     "pack",
@@ -106,6 +111,7 @@ __all__ = [
     "record_dataset",
     "reduce",
     "tap",
+    "view",
 ]
 
 
