@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..capture.errors import DrawError, SelectionError
+from ..capture.errors import DrawError
 from .compare import FEW_ROWS, MINUS, CompareSpec, amount, chosen_rows, heads_of, named_options
 from .kinds import Kind
 from .means import keep_top, kept_class_maps, mean_maps
-from .selection import ChannelChoice, class_label, row_classes, select_layers
+from .selection import ChannelChoice, are_right, class_label, row_classes, select_layers
 from .sheet import Sheet
 from .sides import (
     ComparedLayer,
@@ -158,14 +158,10 @@ def _name(run: Run, label: int | str) -> str:
 
 def _sheet_of_outcomes(run: Run, spec: OutcomesSpec) -> Sheet:
     rows = chosen_rows(run, spec.rows)
+    right = are_right(run, rows)
     labels, predictions = (row_classes(run, name, rows) for name in ("label", "prediction"))
-    if labels.dtype.kind != predictions.dtype.kind:
-        raise SelectionError(
-            f"{run.path} has text for one of label and prediction, and numbers for the other"
-        )
     unknown = "" if labels.dtype.kind == "U" else -1
     known = (labels > unknown) & (predictions > unknown)
-    right = labels == predictions
     within = {"": known}
     for name in spec.classes or ():
         label = class_label(run, name)

@@ -22,6 +22,7 @@ from .pca_layout import Coloured, LayerColours, pca_sheet
 from .selection import can_draw, select_layers, select_rows
 from .sheet import Sheet
 from .spec import Spec
+from .survey import found
 from .view import View, axes_order, check_can_draw, has_class_token, read_maps, row_views, unfinished, wrap
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _check(tap: Tap) -> None:
 
 def _layer(run: Run, tap: Tap, spec: PcaSpec) -> LayerColours:
     """Fit the components of a layer, and return the colours of the drawn rows."""
-    moments, fitted_to = (_fitted_to_sample if spec.fit == "sample" else _fitted_to_rows)(run, tap, spec)
+    moments, fitted_to = _fitted(run, tap, spec)
     n, order, note = _n_channels(tap), axes_order(tap.dims[1:]), ""
     if not moments.n:
         moments = Moments(0, np.zeros(n), np.zeros((n, n)))
@@ -152,6 +153,17 @@ def _layer(run: Run, tap: Tap, spec: PcaSpec) -> LayerColours:
         n_still=int((np.diag(moments.scatter) == 0).sum()) if moments.n else 0,
         rows=tuple(coloured),
     )
+
+
+def _fitted(run: Run, tap: Tap, spec: PcaSpec) -> tuple[Moments, str]:
+    """Return what components are fitted to; a sample is taken once for all pictures of a layer."""
+    if spec.fit == "rows":
+        return _fitted_to_rows(run, tap, spec)
+    known, key = found(run), ("pca", tap.name, spec.places, spec.seed)
+    if key not in known:
+        known[key] = _fitted_to_sample(run, tap, spec)
+    fitted: tuple[Moments, str] = known[key]
+    return fitted
 
 
 def _fitted_to_rows(run: Run, tap: Tap, spec: PcaSpec) -> tuple[Moments, str]:

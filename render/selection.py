@@ -275,6 +275,14 @@ def class_column(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any] | 
     return values if values.dtype.kind == "U" else values.astype(np.int64)
 
 
+#: How columns come into a store.
+_REMEDIES = {
+    "label": "A capture keeps labels where its data set gives them, or rec.annotate(label=...). ",
+    "prediction": "A capture keeps predictions where the model gives one number for each class of the data "
+    "(classes=), or rec.annotate(prediction=...). ",
+}
+
+
 def row_classes(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
     """Return column `name`, `label` or `prediction`, of `rows`: int64, or text.
 
@@ -286,7 +294,9 @@ def row_classes(run: Run, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
     if values is None:
         if name in run.rows:
             raise SelectionError(f"{run.path} has a column {name!r}, but not of one class a row")
-        raise SelectionError(f"{run.path} has no column {name!r}. {closest(name, run.rows)}")
+        raise SelectionError(
+            f"{run.path} has no column {name!r}. {_REMEDIES.get(name, '')}{closest(name, run.rows)}"
+        )
     return values
 
 

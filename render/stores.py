@@ -207,7 +207,9 @@ def _sheet(run: Run, spec: StoresSpec) -> Sheet:
             Group(_lines(i, len(names), (view, their)), row_about(replace(view, predicted=None)), view)
             for i, (view, their) in enumerate(zip(views, theirs, strict=True))
         )
-    heads = [f"A: {run.path}", f"B: {spec.other}", f"Rows are matched by {by}."]
+    names_of_stores = _told_apart(str(run.path), spec.other)
+    heads = [f"{side}: {name}" for side, name in zip("AB", names_of_stores, strict=True)]
+    heads.append(f"Rows are matched by {by}.")
     if spec.mean:
         heads[-1] = f"Means over {amount(len(rows), 'row')} that both have, matched by {by}."
     heads.append(difference_head("A", "B"))
@@ -224,6 +226,16 @@ def _sheet(run: Run, spec: StoresSpec) -> Sheet:
         ),
         spec,
     )
+
+
+def _told_apart(*paths: str) -> tuple[str, ...]:
+    """Return the ends of some paths, as long as it takes to tell them apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for n in range(1, max(map(len, parts))):
+        names = tuple("/".join(one[-n:]) for one in parts)
+        if len(set(names)) == len(names):
+            return names
+    return paths
 
 
 def _lines(i: int, n: int, views: Sequence[RowView] = ()) -> tuple[Line, ...]:

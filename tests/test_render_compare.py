@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from layertap.capture import reader
 from layertap.capture.errors import DrawError, SelectionError
-from layertap.render import ClassesSpec, LayersSpec, OutcomesSpec, StoresSpec, draw, means
+from layertap.render import ClassesSpec, LayersSpec, OutcomesSpec, StoresSpec, draw, means, stores
 from layertap.render.cli import render
 from layertap.render.colormaps import N_COLOURS, Mark
 from layertap.render.depth import MOST_CHANNELS, Moments, measure
@@ -399,10 +399,10 @@ def test_what_cannot_be_compared_is_told(options: dict[str, Any], error: type, s
 def test_without_labels_or_predictions_it_is_said_what_is_missing() -> None:
     run = a_run()
     del run.rows["prediction"]
-    with pytest.raises(SelectionError, match="prediction"):
+    with pytest.raises(SelectionError, match=r"no column 'prediction'.*rec.annotate\(prediction=...\)"):
         draw(run, "outcomes")
     del run.rows["label"]
-    with pytest.raises(SelectionError, match="label"):
+    with pytest.raises(SelectionError, match=r"no column 'label'.*rec.annotate\(label=...\)"):
         draw(run, "classes")
 
 
@@ -616,9 +616,18 @@ def test_rows_of_two_stores_are_matched_by_id_and_subtracted() -> None:
             assert_shows(panel, one, sheet.bars[0])
         assert_shows(sheet.panels[3 * i + 2], a - b, sheet.bars[1])
     assert "Rows are matched by id." in words(sheet)
+    assert "B: other.zarr" in words(sheet)
     assert f"A {MINUS} B: red where A is greater, blue where B is." in words(sheet)
     assert words(sheet).count("predicted dog") + words(sheet).count("predicted cat") == 4
     assert len(sheet.photos) == 2
+
+
+def test_stores_are_named_by_as_much_of_their_paths_as_tells_them_apart() -> None:
+    apart = stores._told_apart
+    assert apart("/data/before.zarr", "/data/after.zarr/") == ("before.zarr", "after.zarr")
+    assert apart("/data/1/run.zarr", "s3://bucket/2/run.zarr") == ("1/run.zarr", "2/run.zarr")
+    assert apart("run.zarr", "/data/run.zarr") == ("run.zarr", "data/run.zarr")
+    assert apart("/data/run.zarr", "/data/run.zarr") == ("/data/run.zarr", "/data/run.zarr")
 
 
 def test_without_ids_rows_are_matched_by_their_numbers() -> None:

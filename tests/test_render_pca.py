@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from layertap.capture.errors import DrawError, SelectionError
-from layertap.render import PcaSpec, Sheet, draw, draw_many
+from layertap.render import PcaSpec, Sheet, draw, draw_many, pca
 from layertap.render.cli import render
 from layertap.render.kinds import spec_from_json
 from layertap.render.sheet import Photo
@@ -291,8 +291,14 @@ def test_the_same_picture_comes_from_its_specification(run: lt.Run, tmp_path: Pa
         assert picture.save(tmp_path / name).read_bytes().startswith(start)
 
 
-def test_many_rows_are_drawn_one_by_one(run: lt.Run, tmp_path: Path) -> None:
+def test_many_rows_are_drawn_one_by_one_and_fitted_once(
+    run: lt.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[str] = []
+    fit = pca._fitted_to_sample
+    monkeypatch.setattr(pca, "_fitted_to_sample", lambda *given: fits.append(given[1].name) or fit(*given))
     paths = draw_many(run, "pca", [0, 3], tmp_path / "{row}_{class}.png", layers="conv", places=99)
+    assert fits == ["conv"]
     assert [path.name for path in paths] == ["0_cat.png", "3_dog.png"]
     assert paths[1].read_bytes() == draw(run, "pca", rows=3, layers="conv", places=99).png()
 
