@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import trust
+from .axes import places_of
 from .errors import FormatError
 
 Json = dict[str, Any]
@@ -58,11 +59,6 @@ class ReceptiveField:
         height, width = (trust.whole(n, "a side of the input", 1, trust.LONGEST_AXIS) for n in sizes)
         y = _pixels(said["y"], lengths[0], height)
         return cls((height, width), y, _pixels(said["x"], lengths[-1], width))
-
-
-def places_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the sizes of the axes of places of a layer's row; empty where it has none that a field is of."""
-    return {2: tuple(shape[:1]), 3: tuple(shape[1:])}.get(len(shape), ())
 
 
 def _pixels(said: Any, n_places: int, size: int) -> Pixels:

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .axes import channels_last, places_of
 from .backend import Backend, Learned, Session
 from .data import Batch, Source
 from .errors import LayertapError, PlanError, StoreExistsError
-from .fields import Pixels, ReceptiveField, places_of
+from .fields import Pixels, ReceptiveField
 from .place import Place
 from .rehearsal import batches, rehearsing
 from .score import Score
@@ -93,7 +94,7 @@ def found_fields(
                     ) from error
                 for i, tap in enumerate(learned):
                     if _has_places(tap):
-                        seen = found.setdefault(tap.name, _Seen(places_of(tap.shape), probe.size))
+                        seen = found.setdefault(tap.name, _Seen(tap.shape, probe.size))
                         seen.add(marks, np.asarray(rehearsal.session.sample(i)))
         fields = {name: seen.field() for name, seen in found.items() if seen.is_sound}
     if not fields:
@@ -191,8 +192,8 @@ def _marks(size: tuple[int, int]) -> list[_Mark]:
 class _Seen:
     """Where NaN came out at one tap."""
 
-    places: tuple[int, ...]
-    """How many places it has, on one axis or on two."""
+    shape: tuple[int, ...]
+    """Shape of a row of it, which has places on one axis or on two."""
     size: tuple[int, int]
     """Height and width of the picture."""
     sees: Sequence[Flags] = ()
@@ -204,8 +205,9 @@ class _Seen:
 
     def add(self, marks: Sequence[_Mark], values: Values) -> None:
         """Take the values of a batch, each row marked otherwise."""
-        is_map = len(self.places) == 2
-        nan: Flags = np.asarray(np.isnan(values).any(axis=1 if is_map else 2))
+        is_map = len(self.shape) == 3
+        channels = 1 if is_map and not channels_last(self.shape) else -1
+        nan: Flags = np.asarray(np.isnan(values).any(axis=channels))
         for mark, row in zip(marks, nan, strict=True):
             if mark == _NOTHING:
                 self.is_sound = self.is_sound and not row.any()
@@ -235,7 +237,7 @@ class _Seen:
         unseen = len(cuts) - n_hits([_Mark(axis, 0, cut) for cut in cuts.tolist()])
         seen = n_hits([_Mark(axis, cut, size) for cut in cuts.tolist()])
         first, stop = edges[unseen], edges[seen + 1]
-        if len(self.places) == 2:  # tokens follow each other in lines
+        if len(self.shape) == 3:  # tokens follow each other in lines
             first = _evenly(first, edges[unseen + 1] - 1, sees, size)
             # Seen from the other side, ends are beginnings.
             stop = size - _evenly(size - stop, size - edges[seen] - 1, -sees, size)

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import constants
+from .axes import dims_of
 from .backend import Backend, Learned, backend_for, backend_named
 from .data import Source
 from .errors import DataError, LayertapError, PlanError
 from .moments import Moments
 from .place import Place
-from .plan import dims_of
 from .ragged import Varying
 from .recorder import tried
 from .reduce import FIT_ROWS, Chain, Pca, Reductions, Rows

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
+from .axes import dims_of
 from .backend import Learned
 from .codecs import check_codec
 from .dtypes import DType, is_float, named_dtype
@@ -39,7 +40,7 @@ from .ragged import (
 from .reduce import VALUES, Cast, Chain, Int8, Reductions, Rows
 from .reduce_text import choose
 from .statistics import Choice, Statistics
-from .taps import ATTENTION, OUTPUT, distinct_folders
+from .taps import distinct_folders
 
 DEFAULT_MEMORY = "2GiB"
 _BLOCK_BYTES = 64 * 2**20
@@ -256,20 +257,6 @@ def _varied(
     check_pad(form.name, rule.pad, values.dtype)
     room = replace(values, role="padded")
     return room, [mask_spec(room, form.axes)]
-
-
-def dims_of(shape: Sequence[int], kind: str = OUTPUT) -> tuple[str, ...]:
-    """Return names for the axes of a tap whose rows have `shape`, by the usual meaning of their number."""
-    if kind == ATTENTION and len(shape) == 3:
-        return ("row", "head", "query", "key")
-    names = {
-        0: (),
-        1: ("feature",),
-        2: ("token", "feature"),
-        3: ("channel", "y", "x"),
-        4: ("channel", "t", "y", "x"),
-    }
-    return ("row", *names.get(len(shape), tuple(f"axis_{i + 1}" for i in range(len(shape)))))
 
 
 def plan_layout(

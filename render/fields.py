@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..capture.fields import ReceptiveField, places_of
+from ..capture.axes import places_of
+from ..capture.fields import ReceptiveField
 from ..capture.taps import TapName
 from .view import axes_order
 

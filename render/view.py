@@ -299,8 +299,8 @@ def check_can_draw(tap: Tap) -> None:
 def axes_order(dims: tuple[str, ...]) -> tuple[int, ...]:
     """Return the order in which a row's axes are read: what is tiled first, then down, then across."""
     tiled = next((i for i, dim in enumerate(dims) if dim in ("channel", "component", "head")), None)
-    if tiled is None and len(dims) == 2:
-        # Of (token, feature) each feature is a map of the tokens.
+    if tiled is None:
+        # Of (token, feature) or (y, x, feature) each feature is a map of what comes before.
         tiled = next((i for i, dim in enumerate(dims) if dim == "feature"), 0)
     tiled = tiled or 0
     return tuple(([tiled] if dims else []) + [i for i in range(len(dims)) if i != tiled])

@@ -12,10 +12,10 @@ import layertap as lt
 import numpy as np
 import pytest
 from layertap.capture import store
+from layertap.capture.axes import dims_of
 from layertap.capture.codecs import CODECS
 from layertap.capture.dtypes import DTYPES
 from layertap.capture.layout import CHUNK_BYTES
-from layertap.capture.plan import dims_of
 from layertap.capture.statistics import BINS, LONGEST_MAP, MOST_GRAM_CHANNELS, NAMES
 from layertap.capture.taps import KINDS, TapName
 

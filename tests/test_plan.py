@@ -12,6 +12,7 @@ import layertap as lt
 import ml_dtypes
 import numpy as np
 import pytest
+from layertap.capture.axes import dims_of
 from layertap.capture.backend import Learned
 from layertap.capture.errors import NoSpaceError, PlanError
 from layertap.capture.layout import CHUNK_BYTES, ArraySpec, slab_bytes
@@ -19,7 +20,6 @@ from layertap.capture.local import LocalPlace
 from layertap.capture.plan import (
     Settings,
     check_space,
-    dims_of,
     parse_bytes,
     plan_layout,
     show_bytes,
@@ -110,6 +110,11 @@ def test_what_is_shown_can_be_read_again_to_about_the_same() -> None:
         ((10,), ("row", "feature")),
         ((7, 10), ("row", "token", "feature")),
         ((3, 8, 8), ("row", "channel", "y", "x")),
+        ((3, 8, 9), ("row", "channel", "y", "x")),
+        ((8, 8, 8), ("row", "channel", "y", "x")),
+        ((5, 1, 1), ("row", "channel", "y", "x")),
+        ((8, 8, 3), ("row", "y", "x", "feature")),
+        ((1, 1, 5), ("row", "y", "x", "feature")),
         ((3, 2, 8, 8), ("row", "channel", "t", "y", "x")),
         ((1, 2, 3, 4, 5), ("row", "axis_1", "axis_2", "axis_3", "axis_4", "axis_5")),
     ],

@@ -13,9 +13,9 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
+from layertap.capture.axes import dims_of
 from layertap.capture.layout import ArraySpec, Layout, array_view
 from layertap.capture.measure import forget_scratch, measure, scratch_bytes
-from layertap.capture.plan import dims_of
 from layertap.capture.ragged import extents_spec, mask_spec
 from layertap.capture.statistics import BINS, BLOCKS, NAMES, ROWS, Statistics, edges
 from layertap.capture.testing import contents

@@ -11,8 +11,8 @@ import layertap as lt
 import ml_dtypes
 import numpy as np
 import pytest
+from layertap.capture.axes import dims_of
 from layertap.capture.dtypes import DTYPES
-from layertap.capture.plan import dims_of
 from layertap.capture.reduce import (
     Cast,
     Chain,

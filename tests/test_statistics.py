@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from layertap.__main__ import main
+from layertap.capture.axes import dims_of
 from layertap.capture.dtypes import BFLOAT16
 from layertap.capture.layout import ArraySpec, Layout, slab_bytes
 from layertap.capture.measure import _floats, forget_scratch, measure, scratch_bytes
-from layertap.capture.plan import Settings, dims_of, plan_layout, slots_of
+from layertap.capture.plan import Settings, plan_layout, slots_of
 from layertap.capture.statistics import BINS, BLOCKS, NAMES, ROWS, Choice, Statistics, cells, edges
 from layertap.capture.summary import TapStatistics
 from layertap.capture.testing import contents

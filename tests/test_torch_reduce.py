@@ -16,8 +16,8 @@ from layertap.backends import torch as torch_backend  # noqa: E402
 from layertap.backends import torch_reduce, torch_slabs  # noqa: E402
 from layertap.backends.torch_reduce import Reducer  # noqa: E402
 from layertap.backends.torch_slabs import TORCH_DTYPES  # noqa: E402
+from layertap.capture.axes import dims_of  # noqa: E402
 from layertap.capture.dtypes import DTYPES, dtype_name  # noqa: E402
-from layertap.capture.plan import dims_of  # noqa: E402
 from layertap.capture.reduce import Chain, Pca, Rows, as_chain  # noqa: E402
 from layertap.capture.reduce_arrays import apply  # noqa: E402
 from layertap.capture.testing import contents, inputs  # noqa: E402

@@ -1,0 +1,38 @@
+"""What the axes of a tap's rows mean, by their number and their lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .taps import ATTENTION, OUTPUT
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """Return whether rows of `shape` are maps whose channels are the last axis, as those of Swin are.
+
+    Nothing else tells: of three axes, the first two are as long as each other and the third is not.
+    """
+    return len(shape) == 3 and shape[0] == shape[1] != shape[2]
+
+
+def dims_of(shape: Sequence[int], kind: str = OUTPUT) -> tuple[str, ...]:
+    """Return names for the axes of a tap whose rows have `shape`, by the usual meaning of their number."""
+    if kind == ATTENTION and len(shape) == 3:
+        return ("row", "head", "query", "key")
+    if channels_last(shape):
+        return ("row", "y", "x", "feature")
+    names = {
+        0: (),
+        1: ("feature",),
+        2: ("token", "feature"),
+        3: ("channel", "y", "x"),
+        4: ("channel", "t", "y", "x"),
+    }
+    return ("row", *names.get(len(shape), tuple(f"axis_{i + 1}" for i in range(len(shape)))))
+
+
+def places_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of the axes of places of a layer's row: tokens, or y and x; empty where none."""
+    if channels_last(shape):
+        return tuple(shape[:2])
+    return {2: tuple(shape[:1]), 3: tuple(shape[1:])}.get(len(shape), ())
