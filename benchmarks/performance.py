@@ -1,6 +1,6 @@
 """Writes tables of results: `docs/performance.md` of all that are kept, or of one file beside it.
 
-    python benchmarks/performance.py                          # all results -> docs/performance.md
+    python benchmarks/performance.py                          # all results -> docs/performance.md, README.md
     python benchmarks/performance.py benchmarks/latest.json   # -> benchmarks/latest.md
 
 Every number comes from the JSON that pytest-benchmark wrote, and every explanation from the docstring of the
@@ -19,6 +19,15 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "performance.md"
+README, SHORT = HERE.parent / "README.md", RESULTS / "cpu-2-cores.json"
+BEGIN, END = "<!-- measured: written by benchmarks/performance.py -->", "<!-- end -->"
+PARTS = {
+    "compute": "compute-bound: ResNet-18, one late tap",
+    "disk": "disk-bound: 13 GB, 1 MiB a row from a model that computes nothing",
+    "few-large-taps": "few large taps: ResNet-18, `conv1` and `layer1.0`",
+    "zstd-float16": "zstd of float16: five taps of ResNet-18",
+    "many-small-taps": "all 60 leaf layers of ResNet-18: 7 MiB a row",
+}
 HEAD = """# Performance
 
 What was measured, on which machine, by which command. `python benchmarks/performance.py` writes this page
@@ -36,6 +45,60 @@ def page(files: Sequence[Path]) -> str:
     for file in files:
         parts += [f"## {file.stem}", *sections(json.loads(file.read_text()))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def short(data: Figures) -> str:
+    """Return what the README says of the results."""
+    entries = {entry["name"]: entry for entry in data["benchmarks"]}
+
+    def figures(name: str) -> Figures:
+        found: Figures = entries[name]["extra_info"]
+        return found
+
+    capture = figures("test_capture_over_the_forward_alone")
+    peaks = [figures(f"test_peak_memory_over_what_the_forward_had[{n}-128MiB]") for n in (2500, 5000, 10000)]
+    figure, montage = figures("test_figure[3x9-of-32px]")["ms"], figures("test_montage[1x512-of-14px]")["ms"]
+    export = figures("test_export")["grids_a_second"]
+    rows = {
+        "a capture over the forward alone on the same cores: ResNet-20, 10,000 pictures of 32 x 32 in "
+        f"memory, batch 64, four stages in float32 ({number(capture['store_MB'] / 1000)} GB); control "
+        f"{cell(capture['control'])}": cell(capture["capture_over_forward"]),
+        'peak memory that it adds with `memory="128MiB"`, at 2,500, 5,000 and 10,000 rows': ", ".join(
+            number(peak["peak_MiB"]) for peak in peaks
+        )
+        + " MiB",
+        "figure of three layers by nine channels, from the store to PNG (one matplotlib axes a channel: "
+        f"{number(figure['inset_axes_png'])} ms)": f"{number(figure['png'])} ms",
+        "montage of 512 channels of 14 x 14, from the store to PNG (`skimage.util.montage` to PNG: "
+        f"{number(montage['skimage_png'])} ms, without scale or words)": f"{number(montage['png'])} ms",
+        "figures a second drawn into files, by one process and by two": " and ".join(
+            number(export[jobs]["median"]) for jobs in ("one_process", "two_processes")
+        ),
+        "`layertap --help`": seconds(entries["test_help"]["stats"]["median"]),
+    }
+    lines = [machine(data), "", "| what | measured |", "| --- | --- |"]
+    lines += [f"| {what} | {value} |" for what, value in rows.items()]
+    lines += [
+        "",
+        "Wall of a capture over the slowest of forward, copy and write alone, start and end included:",
+        "",
+    ]
+    lines += [
+        "| case | model on both cores | floor | model on one, a core to spare |",
+        "| --- | --- | --- | --- |",
+    ]
+    for case, what in PARTS.items():
+        both, one = (figures(f"test_wall_over_the_slowest_part[{case}-{how}]") for how in ("shared", "spare"))
+        ratios = [cell(both["wall_over_slowest"]), number(max(1.0, both["cpu_floor"]["median"]))]
+        lines.append(f"| {what} | {' | '.join([*ratios, cell(one['wall_over_slowest'])])} |")
+    return "\n".join(lines)
+
+
+def readme() -> str:
+    """Return the README with what was measured."""
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{short(json.loads(SHORT.read_text()))}\n{END}{rest.partition(END)[2]}"
 
 
 def sections(data: Figures) -> Iterator[str]:
@@ -179,7 +242,8 @@ def main(arguments: Sequence[str]) -> None:
     """Write the page of all results, or beside each file that is named."""
     if not arguments:
         PAGE.write_text(page(sorted(RESULTS.glob("*.json"))))
-        print(PAGE)
+        README.write_text(readme())
+        print(PAGE, README)
     for argument in arguments:
         file = Path(argument)
         target = file.with_suffix(".md")

@@ -54,6 +54,7 @@ def test_the_page_of_results_is_written_from_them() -> None:
     import performance
 
     assert performance.PAGE.read_text() == performance.page(sorted(performance.RESULTS.glob("*.json")))
+    assert performance.README.read_text() == performance.readme()
 
 
 @pytest.mark.usefixtures("modules")
