@@ -19,6 +19,7 @@ check: $(VENV)/dev
 # NAME=results/cpu-2-cores keeps the results where docs/performance.md is written from.
 NAME ?= latest
 bench: $(VENV)/dev
+	mkdir -p $(dir benchmarks/$(NAME))
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/$(NAME).json
 	$(BIN)/python benchmarks/performance.py benchmarks/$(NAME).json
 

@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "performance.md"
-README, SHORT = HERE.parent / "README.md", RESULTS / "cpu-2-cores.json"
+README, SHORT = HERE.parent / "README.md", "cpu-2-cores"
 BEGIN, END = "<!-- measured: written by benchmarks/performance.py -->", "<!-- end -->"
 PARTS = {
     "compute": "compute-bound: ResNet-18, one late tap",
@@ -47,9 +47,10 @@ def page(files: Sequence[Path]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def short(data: Figures) -> str:
-    """Return what the README says of the results."""
-    entries = {entry["name"]: entry for entry in data["benchmarks"]}
+def short(files: Sequence[Path]) -> str:
+    """Return what the README says of the results of one kind of machine."""
+    results = [json.loads(file.read_text()) for file in files]
+    entries = {entry["name"]: entry for data in results for entry in data["benchmarks"]}
 
     def figures(name: str) -> Figures:
         found: Figures = entries[name]["extra_info"]
@@ -76,7 +77,7 @@ def short(data: Figures) -> str:
         ),
         "`layertap --help`": seconds(entries["test_help"]["stats"]["median"]),
     }
-    lines = [machine(data), "", "| what | measured |", "| --- | --- |"]
+    lines = [machine(results[0]).split("\n")[0], "", "| what | measured |", "| --- | --- |"]
     lines += [f"| {what} | {value} |" for what, value in rows.items()]
     lines += [
         "",
@@ -98,7 +99,7 @@ def readme() -> str:
     """Return the README with what was measured."""
     text = README.read_text()
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{short(json.loads(SHORT.read_text()))}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n{short(sorted(RESULTS.glob(f'*{SHORT}.json')))}\n{END}{rest.partition(END)[2]}"
 
 
 def sections(data: Figures) -> Iterator[str]:

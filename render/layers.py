@@ -29,6 +29,7 @@ from .layout import (
     check_size,
     numbering,
     panel_of,
+    photo_at,
     put_photo,
     put_title,
     range_of,
@@ -49,7 +50,7 @@ Values = NDArray[Any]
 MEASURED_ROWS = 64  # over which layers are measured, where a single row is drawn
 
 _WIDEST = 1700  # pixels of a line of layers
-_LABELS = 168  # pixels of the column at the left: the picture, and the names of the measures
+_LABELS = 168  # pixels of the column at the left, or more: the picture, and the names of the measures
 _SMALLEST_TILE, _LARGEST_TILE = 40, 112
 _BAR = 26, 34  # width and height of a measure's bar
 _MEASURE = 46  # pixels from one measure to the next
@@ -237,7 +238,8 @@ def lay_out(
     tile = common_side([max(block.tiles.shape[2:]) for block in blocks])
     columns = [_Column.of(block, depth, tile, spec) for block, (_, depth) in zip(blocks, layers, strict=True)]
     lines = _lines(columns)
-    x0 = MARGIN + _LABELS + COLUMN_GAP
+    labels = _label_width(side)
+    x0 = MARGIN + labels + COLUMN_GAP
     width = max(sum(c.width + COLUMN_GAP for c in line) for line in lines) - COLUMN_GAP
     check_size(x0 + width, sum(max(c.height for c in line) + 4 * _MEASURE for line in lines))
     page = Page()
@@ -249,7 +251,7 @@ def lay_out(
         left = y + (LINE_GAP if i else HEAD_GAP)
         y = _layers(page, line, spec, x0, left, shared=shared)
         if i == 0:
-            y = max(y, _left(page, side, columns, left, shared=shared))
+            y = max(y, _left(page, side, columns, left, labels, shared=shared))
         y = _measures(page, line, columns, x0, y + 10)
     every = [*_footnotes(columns), *notes]
     y = page.lines(MARGIN, y + 4, [part for text in every for part in wrap(text, x0 + width - MARGIN, NOTE)])
@@ -304,18 +306,24 @@ def _layers(page: Page, line: Sequence[_Column], spec: LayersSpec, x: int, y: in
     return max(ends)
 
 
-def _left(page: Page, side: RowView, columns: Sequence[_Column], y: int, *, shared: bool) -> int:
+def _label_width(side: RowView) -> int:
+    """Return the width of the column at the left, which holds the whole picture."""
+    picture = None if isinstance(side, SideView) else side.picture
+    return _LABELS if picture is None else max(_LABELS, photo_at(picture, 0, 0).size[0])
+
+
+def _left(page: Page, side: RowView, columns: Sequence[_Column], y: int, labels: int, *, shared: bool) -> int:
     """Put what the row is, and the bar where all layers share one; return where that ends."""
     if isinstance(side, SideView):
-        y = page.lines(MARGIN, y, wrap(side.label, _LABELS, NOTE), Ink.BLACK)
+        y = page.lines(MARGIN, y, wrap(side.label, labels, NOTE), Ink.BLACK)
     else:
-        y = put_photo(page, side, MARGIN, y, _LABELS)
+        y = put_photo(page, side, MARGIN, y, labels)
     if not shared:
         return y
     given = columns[0].block.scale.given
     y = page.lines(MARGIN, y + 10, ["the scale was given" if given else "one scale for all layers"]) + 3
-    y = page.bar(MARGIN, y, min(_LABELS, LONGEST_BAR), columns[0].block, 0)
-    return page.lines(MARGIN, y, list(wrap_even(range_of(columns[0].block), _LABELS, NOTE)))
+    y = page.bar(MARGIN, y, min(labels, LONGEST_BAR), columns[0].block, 0)
+    return page.lines(MARGIN, y, list(wrap_even(range_of(columns[0].block), labels, NOTE)))
 
 
 def _measures(page: Page, line: Sequence[_Column], every: Sequence[_Column], x: int, y: int) -> int:

@@ -233,7 +233,7 @@ def _told_apart(*paths: str) -> tuple[str, ...]:
     parts = [path.rstrip("/").split("/") for path in paths]
     for n in range(1, max(map(len, parts))):
         names = tuple("/".join(one[-n:]) for one in parts)
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(set(paths)):
             return names
     return paths
 

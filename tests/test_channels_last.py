@@ -1,4 +1,4 @@
-"""Maps whose channels are the last axis are captured, reduced, measured and drawn as those whose are the first."""
+"""Maps whose channels come last are captured, reduced, measured and drawn as those whose channels come first."""
 
 from __future__ import annotations
 

@@ -284,6 +284,15 @@ def test_many_layers_go_on_in_another_line() -> None:
 # Classes
 
 
+def test_a_large_picture_stands_clear_of_the_layers() -> None:
+    run = layers_run()
+    for side in (32, 100, 224, 320, 1000):
+        run.rows["picture"].values = np.zeros((len(run.rows["picture"].values), side, side, 3), np.uint8)
+        sheet = draw(run, "layers", rows=1).sheet
+        (photo,) = sheet.photos
+        assert photo.x + photo.size[0] < min(panel.x for panel in sheet.panels)
+
+
 def test_the_means_of_classes_and_their_difference_are_what_numpy_says() -> None:
     run = a_run(40)
     sheet = draw(run, "classes", classes=["dog", "cat"], layers=["layer1.0"], channels=[3, 0, 7]).sheet
@@ -627,7 +636,7 @@ def test_stores_are_named_by_as_much_of_their_paths_as_tells_them_apart() -> Non
     assert apart("/data/before.zarr", "/data/after.zarr/") == ("before.zarr", "after.zarr")
     assert apart("/data/1/run.zarr", "s3://bucket/2/run.zarr") == ("1/run.zarr", "2/run.zarr")
     assert apart("run.zarr", "/data/run.zarr") == ("run.zarr", "data/run.zarr")
-    assert apart("/data/run.zarr", "/data/run.zarr") == ("/data/run.zarr", "/data/run.zarr")
+    assert apart("/data/run.zarr", "/data/run.zarr") == ("run.zarr", "run.zarr")
 
 
 def test_without_ids_rows_are_matched_by_their_numbers() -> None:
