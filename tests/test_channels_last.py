@@ -1,4 +1,4 @@
-"""Maps whose channels come last are captured, reduced, measured and drawn as those whose channels come first."""
+"""Maps whose channels come last are captured, reduced, measured and drawn as others are."""
 
 from __future__ import annotations
 
