@@ -18,7 +18,7 @@ def model() -> Any:
     class Model(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.conv = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+            self.conv = torch.nn.Conv2d(3, 13, 3, stride=2, padding=1)
             self.permuted = torch.nn.Identity()
 
         def forward(self, x: Any) -> Any:
@@ -52,7 +52,7 @@ def test_statistics_are_of_channels(run: lt.Run) -> None:
     for name in ("mean", "variance", "minimum", "maximum", "zeros", "histogram"):
         if getattr(first, name, None) is not None:
             assert getattr(last, name) == pytest.approx(getattr(first, name)), name
-    assert len(last.count) == 5
+    assert len(last.count) == 13
 
 
 def test_receptive_fields_are_of_places(run: lt.Run) -> None:
