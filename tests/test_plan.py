@@ -116,7 +116,7 @@ def test_what_is_shown_can_be_read_again_to_about_the_same() -> None:
         ((8, 8, 3), ("row", "channel", "y", "x")),
         ((64, 64, 48), ("row", "channel", "y", "x")),
         ((64, 64, 96), ("row", "y", "x", "feature")),
-        ((1, 1, 5), ("row", "y", "x", "feature")),
+        ((1, 1, 5), ("row", "channel", "y", "x")),
         ((3, 2, 8, 8), ("row", "channel", "t", "y", "x")),
         ((1, 2, 3, 4, 5), ("row", "axis_1", "axis_2", "axis_3", "axis_4", "axis_5")),
     ],

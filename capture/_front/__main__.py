@@ -19,7 +19,7 @@ COMMANDS = {
     "verify": ("layertap.capture.cli:verify", "Read all of a store and name what is damaged."),
     "pack": ("layertap.capture.cli:pack", "Pack a finished store into one zip file."),
     "render": ("layertap.render.cli:render", "Draw pictures from a store, without the model."),
-    "view": ("layertap.render.cli_view:view", "Show a store as a web page on this machine."),
+    "view": ("layertap.render.cli_view:view", "Show a store as a web page: rows by layers by channels."),
     "export": ("layertap.render.cli_view:export", "Write the web page of some rows as a file or folder."),
 }
 
