@@ -10,8 +10,9 @@ from .taps import ATTENTION, OUTPUT
 def channels_last(shape: Sequence[int]) -> bool:
     """Return whether rows of `shape` are maps whose channels are the last axis, as those of Swin are.
 
-    Nothing else tells: of three axes, the first two are as long as each other, more than 1, and the third is half
-    as long again, or more. As (channel, y, x) that were a picture of 3:2 or wider with as many channels as lines.
+    Nothing else tells: of three axes, the first two are as long as each other, more than 1, and the third is
+    half as long again, or more. As (channel, y, x) that were a map of 3:2 or wider with as many channels as
+    lines.
     """
     return len(shape) == 3 and 1 < shape[0] == shape[1] and 2 * shape[2] >= 3 * shape[0]
 

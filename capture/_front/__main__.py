@@ -20,7 +20,7 @@ COMMANDS = {
     "pack": ("layertap.capture.cli:pack", "Pack a finished store into one zip file."),
     "render": ("layertap.render.cli:render", "Draw pictures from a store, without the model."),
     "view": ("layertap.render.cli_view:view", "Show a store as a web page: rows by layers by channels."),
-    "export": ("layertap.render.cli_view:export", "Write the web page of some rows as a file or folder."),
+    "export": ("layertap.render.cli_view:export", "Write what others can open without layertap."),
 }
 
 
