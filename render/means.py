@@ -230,4 +230,5 @@ def kept_class_maps(run: Run, name: str, labels: Sequence[int], choice: ChannelC
 
 def _of_neighbours(whole: tuple[int, ...], grid: tuple[int, ...]) -> str:
     sizes = " \N{MULTIPLICATION SIGN} ".join(f"{n / m:.3g}" for n, m in zip(whole, grid, strict=True))
-    return f"each cell a mean of {sizes} values"
+    about = "about " if any(n % m for n, m in zip(whole, grid, strict=True)) else ""
+    return f"each cell a mean of {about}{sizes} values"

@@ -284,6 +284,11 @@ def test_many_layers_go_on_in_another_line() -> None:
 # Classes
 
 
+def test_cells_of_kept_means_that_hold_unlike_numbers_of_values_are_said_to_be_about_so_large() -> None:
+    assert means._of_neighbours((8, 8), (4, 4)) == "each cell a mean of 2 \N{MULTIPLICATION SIGN} 2 values"
+    assert means._of_neighbours((7, 6), (6, 6)).startswith("each cell a mean of about 1.17 ")
+
+
 def test_a_large_picture_stands_clear_of_the_layers() -> None:
     run = layers_run()
     for side in (32, 100, 224, 320, 1000):
