@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,34 +198,40 @@ def compare(
     processes: Mapping[str, Process], cases: Sequence[str], rounds: int, margin: float
 ) -> list[Verdict]:
     """Return what each case tells, leaving out those that a revision cannot run."""
-    from layertap.capture.paired import estimate, interleaved, ratios
+    from layertap.capture.paired import estimate, ratios
 
     verdicts = []
     for case in cases:
-        answers: dict[str, list[float]] = {name: [] for name in processes}
-        problems: dict[str, str] = {}
-
-        def ask(
-            name: str,
-            case: str = case,
-            answers: dict[str, list[float]] = answers,
-            problems: dict[str, str] = problems,
-        ) -> None:
-            answer = processes[name].ask(case) if not problems else {"error": "not run"}
-            if "error" in answer:
-                problems.setdefault(name, answer["error"])
-            else:
-                answers[name].append(answer["wall_s"])
-
-        interleaved({name: lambda name=name: ask(name) for name in processes}, rounds, warm=1)
+        walls, problems = _asked(processes, case, rounds)
         if problems:
             print(f"{case:<20}  left out: {'; '.join(f'{n}: {why}' for n, why in problems.items())}")
             continue
-        kept = {name: walls[1:] for name, walls in answers.items()}
-        found = estimate(ratios(kept[NEW], kept[BASE])), estimate(ratios(kept[AGAIN], kept[BASE]))
+        found = (estimate(ratios(walls[name], walls[BASE])) for name in (NEW, AGAIN))
         verdicts.append(Verdict(case, *found, margin))
         print(verdicts[-1], flush=True)
     return verdicts
+
+
+def _asked(
+    processes: Mapping[str, Process], case: str, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return the seconds of each process in each round but the first, and why those that fail do."""
+    from layertap.capture.paired import interleaved
+
+    walls: dict[str, list[float]] = {name: [] for name in processes}
+    problems: dict[str, str] = {}
+
+    def ask(name: str) -> None:
+        if problems:  # a case that one revision cannot run tells nothing of the others
+            return
+        answer = processes[name].ask(case)
+        if "error" in answer:
+            problems[name] = answer["error"]
+        else:
+            walls[name].append(answer["wall_s"])
+
+    interleaved({name: partial(ask, name) for name in processes}, rounds, warm=1)
+    return {name: found[1:] for name, found in walls.items()}, problems
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

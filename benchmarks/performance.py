@@ -213,6 +213,8 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, dict):
+        if len(value["all"]) == 1:  # one round has no interval
+            return number(value["median"])
         low, high = value["interval_90"]
         return f"{number(value['median'])} ({number(low)} to {number(high)})"
     if isinstance(value, list):

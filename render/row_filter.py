@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..capture.errors import DrawError, SelectionError, closest
-from .selection import are_right, class_column, row_classes
+from ..capture.errors import SelectionError, closest
+from .selection import by_outcome, class_column, row_classes
 from .view import class_name, row_views
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ class RowFilter:
             if wanted is not None:
                 chosen = chosen[row_classes(run, name, chosen) == _key(run, name, wanted)]
         if self.outcome is not None:
-            if self.outcome not in ("right", "wrong"):
-                raise DrawError(f"an outcome is right or wrong, not {self.outcome!r}")
-            right = are_right(run, chosen)
-            chosen = chosen[right if self.outcome == "right" else ~right]
+            chosen = by_outcome(run, chosen, self.outcome)
         if self.text is not None:
             if "id" not in run.rows:
                 raise SelectionError("the store keeps no ids of its rows, so they cannot be searched")

@@ -248,10 +248,7 @@ def select_rows(
     if class_name is not None:
         chosen = chosen[row_classes(run, "label", chosen) == class_label(run, class_name)]
     if outcome is not None:
-        if outcome not in ("right", "wrong"):
-            raise DrawError(f"an outcome is right or wrong, not {outcome!r}")
-        right = are_right(run, chosen)
-        chosen = chosen[right if outcome == "right" else ~right]
+        chosen = by_outcome(run, chosen, outcome)
     if each_class:
         names, first = np.unique(row_classes(run, "label", chosen), return_index=True)
         chosen = chosen[first[names != "" if names.dtype.kind == "U" else names >= 0]]
@@ -313,6 +310,19 @@ def are_right(run: Run, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
             f"{run.path} has text for one of label and prediction, and numbers for the other"
         )
     return np.asarray(labels == predictions)
+
+
+def by_outcome(run: Run, rows: NDArray[np.intp], outcome: str) -> NDArray[np.intp]:
+    """Return those of `rows` whose predictions are `right` or `wrong`.
+
+    Raises:
+        DrawError: the outcome is neither.
+        SelectionError: it is not known which are.
+
+    """
+    if outcome not in ("right", "wrong"):
+        raise DrawError(f"an outcome is right or wrong, not {outcome!r}")
+    return np.asarray(rows[are_right(run, rows) == (outcome == "right")], np.intp)
 
 
 def class_label(run: Run, name: str) -> int | str:

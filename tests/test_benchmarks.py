@@ -82,11 +82,12 @@ def test_a_table_has_every_arm_and_figure() -> None:
         "| a case | median | over off | processor | MB |\n| --- | --- | --- | --- | --- |\n"
         "| off | 2 s | 1 (1 to 1) | 500 ms | 1,234 |\n| on | 4 s | 2 (2 to 2) | 500 ms | 1,234 |"
     ]
-    figures = {"rows": 5, "ratio": {"median": 1.5, "interval_90": [1.0, 2.0], "all": [1.0]}, "all": [1]}
+    figures = {"rows": 5, "ratio": {"median": 1.5, "interval_90": [1.0, 2.0], "all": [1.0, 2.0]}, "all": [1]}
     alone = [{"fullname": "f::test_y", "name": "test_y[one]", "group": None, "extra_info": figures}]
     assert list(performance.tables(alone)) == [
         "| y | one |\n| --- | --- |\n| rows | 5 |\n| ratio | 1.5 (1 to 2) |"
     ]
+    assert performance.cell({"median": 1.5, "interval_90": [1.5, 1.5], "all": [1.5]}) == "1.5"
 
 
 @pytest.mark.usefixtures("modules")
