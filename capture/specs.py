@@ -32,8 +32,12 @@ from .errors import (
     StoreNotFoundError,
 )
 
-#: Prefix -> module with `load_model(name, options)` and `load_data(name, options)`, and its extra.
-COLLECTIONS = {"torchvision": ("layertap.backends.torchvision", "torch")}
+#: Prefix -> module with `load_model(name, options)`, and `load_data(name, options)` where it has data, and
+#: its extra.
+COLLECTIONS: dict[str, tuple[str, str]] = {"torchvision": ("layertap.backends.torchvision", "torch")}
+
+#: Suffix of a model's file -> module with `load_file(path, options)`, and its extra.
+FILES: dict[str, tuple[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ def load_model(spec: str) -> LoadedModel:
     """
     if (file := _factory_file(spec)) is not None:
         return LoadedModel(_made(*file), spec)
+    path, options = _options(spec)
+    if (suffix := Path(path).suffix.lower()) in FILES:
+        if not Path(path).is_file():
+            raise StoreNotFoundError(f"there is no file {path}")
+        read: LoadedModel = _module(f"a {suffix} file", *FILES[suffix]).load_file(Path(path), options)
+        return replace(read, name=Path(path).name)
     prefix, _, rest = spec.partition(":")
     if prefix not in COLLECTIONS:
         raise SelectionError(
@@ -197,14 +207,17 @@ def _factory(path: Path, name: str) -> Callable[[], Any]:
 
 
 def _collection(prefix: str) -> Any:
-    module, extra = COLLECTIONS[prefix]
+    return _module(f"{prefix}:", *COLLECTIONS[prefix])
+
+
+def _module(what: str, name: str, extra: str) -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", prefix):
+        if error.name is None or error.name.startswith("layertap"):
             raise
         raise MissingPackageError(
-            f"{prefix}: needs {error.name}; install it with: pip install 'layertap[{extra}]'"
+            f"{what} needs {error.name}; install it with: pip install 'layertap[{extra}]'"
         ) from error
 
 

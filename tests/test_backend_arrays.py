@@ -88,5 +88,5 @@ def test_something_that_vanishes_is_named(tmp_path):
     def model(batch):
         return {"a": batch} if batch[0, 0] == 0 else {"b": batch}
 
-    with pytest.raises(lt.CaptureError, match="returned no a this time"):
+    with pytest.raises(lt.CaptureError, match="the model gave no a this time"):
         lt.record_dataset(model, np.arange(24.0).reshape(8, 3), tmp_path / "s", ["a"], batch_size=4)

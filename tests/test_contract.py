@@ -82,9 +82,9 @@ def truncates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forgets_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies only the first piece of a batch that lies across slabs."""
-    copy = arrays.ArraysSession._copy
+    copy = arrays.ArraysSession.copy
     monkeypatch.setattr(
-        arrays.ArraysSession, "_copy", lambda self, i, value, n, pieces: copy(self, i, value, n, pieces[:1])
+        arrays.ArraysSession, "copy", lambda self, i, value, n, pieces: copy(self, i, value, n, pieces[:1])
     )
 
 
