@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .axes import dims_of
 from .columns import check_cast
 from .data import Batch, Source, as_source, prefetched
 from .dtypes import DType
@@ -55,6 +56,14 @@ class Learned:
     """Element type, as the layer gives it."""
     aliases: tuple[str, ...] = ()
     """The tap's name under other names of the layer."""
+    dims: tuple[str, ...] = ()
+    """Names of the axes of one row (`channel`, `y`, `x`, `token`, `feature`), where the framework tells."""
+
+    @property
+    def rows(self) -> Rows:
+        """The form of one row."""
+        dims = self.dims or dims_of(self.shape, self.tap.kind)[1:]
+        return Rows(self.shape, dims, self.dtype)
 
     @property
     def name(self) -> str:

@@ -157,8 +157,7 @@ def _fits(
     chains = choose(reductions, [(tap.tap, tap.type) for tap in learned])
     found = []
     for i, (tap, chain) in enumerate(zip(learned, chains, strict=True)):
-        rows = Rows(tap.shape, dims_of(tap.shape)[1:], tap.dtype)
-        fit = _Fit(tap.name, chain, rows)
+        fit = _Fit(tap.name, chain, rows := tap.rows)
         found.append(fit)
         if (step := _unfitted(chain)) is None:
             continue

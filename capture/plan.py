@@ -193,7 +193,7 @@ def _planned_tap(
     vary = () if rule is None else rule.axes(len(learned.shape))
     if 0 in [n for axis, n in enumerate(learned.shape) if axis not in vary]:
         raise PlanError(f"{learned.name} gives no values: the shape of one row is {learned.shape}")
-    rows = Rows(learned.shape, dims_of(learned.shape, learned.tap.kind)[1:], learned.dtype)
+    rows = learned.rows
     if settings.dtype is not None and not any(isinstance(step, Int8) for step in chain.steps):
         chain = chain | Cast(settings.dtype)
     asked = chain

@@ -62,6 +62,10 @@ class ReturnedSession(Session):
     def tapped(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Returned]:
         """Run the model and return what it returns, and what its chosen layers gave."""
 
+    def dims(self, tap: TapName, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the names of the axes of a row, where the framework tells; else nothing."""
+        return ()
+
     def is_array(self, value: Any) -> bool:
         """Return whether `value` is an array of the framework."""
         return is_array(value)
@@ -119,7 +123,7 @@ class ReturnedSession(Session):
         self.taps = list(self._learned)
         self._shapes = [_shape_of(given) for given in self._learned.values()]
         return [
-            Learned(tap, self.types[tap.layer], shape, given[0].dtype)
+            Learned(tap, self.types[tap.layer], shape, given[0].dtype, dims=self.dims(tap, shape))
             for (tap, given), shape in zip(self._learned.items(), self._shapes, strict=True)
         ]
 
