@@ -27,7 +27,9 @@ from ..capture.printable import printable
 @click.option("--wrong", is_flag=True, help="Among wrong predictions.")
 @click.option("--right", is_flag=True, help="Among right predictions.")
 @click.option(
-    "--crop/--no-crop", default=True, help="Whether pictures are cut to where they excite, or it is outlined."
+    "--crop/--no-crop",
+    default=None,
+    help="Whether pictures are cut to where they excite, or it is outlined; if none, by its size.",
 )
 @click.option(
     "--magnification", type=click.IntRange(1), help="Pixels a pixel of the picture; by size if none."

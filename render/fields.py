@@ -77,8 +77,15 @@ def shares(tap: Tap, cell: Sequence[int]) -> tuple[float, float, float, float] |
     return top / height, left / width, bottom / height, right / width
 
 
-def told(tap: Tap, picture_shape: Sequence[int], what: str) -> str:
-    """Return in words what the boxes of a tap's cells are, behind `what` is done to them: `cut to`, say."""
+def told(tap: Tap, picture_shape: Sequence[int], what: str, seen: Sequence[tuple[int, int]]) -> str:
+    """Return in words what the boxes of a tap's cells are.
+
+    Args:
+        tap: the tap.
+        picture_shape: height and width of the picture, and anything behind.
+        what: what is done to the picture: `cut to`, say.
+        seen: height and width of each box.
+    """
     size = tuple(picture_shape[:2])
     field = field_of(tap)
     n_axes = len(tap.dims) - 2
@@ -88,6 +95,8 @@ def told(tap: Tap, picture_shape: Sequence[int], what: str) -> str:
         ask = "the store has no receptive field of this layer (capture with fields=True, --fields)"
         return f"{what} the cell's share of the picture: {ask}" if n_axes == 2 else f"whole pictures: {ask}"
     (rows, columns), (height, width) = field.input, size
+    if seen and all(one == size for one in seen):
+        return "whole pictures: the receptive field of the value is all of the input"
     if field.input == size:
         return f"{what} the receptive field of the value"
     return (

@@ -83,6 +83,10 @@ class LayersSpec(CompareSpec):
 
 
 def _choose(run: Run, named: Mapping[str, Any]) -> LayersSpec:
+    if named.get("layers") is None:
+        # Weights of attention and gradients are of another scale than what layers give.
+        outputs = [name for name, tap in run.taps.items() if tap.kind == "output"]
+        named = {**named, "layers": outputs or None}
     values = named_options(run, named)
     if named.get("rows") is None:
         values["rows"] = select_rows(run)[:1]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Values = NDArray[Any]
 
 MOST_ROWS, MOST_MAGNIFIED = 1024, 64
+_LEAST_CUT = 4  # pixels from side to side
 _AT_ONCE_BYTES = 256 * 1024 * 1024  # of whole pictures
 
 
@@ -52,8 +53,11 @@ class TopSpec(Spec):
     """Rows for each channel."""
     rows: tuple[int, ...] | None = None
     """Rows among which they are looked for; None is every captured row."""
-    crop: bool = True
-    """Whether pictures are cut to what the cell of the greatest value sees; else it is outlined."""
+    crop: bool | None = None
+    """Whether pictures are cut to what the cell of the greatest value sees; else it is outlined.
+
+    None cuts where that leaves a picture to look at: 4 pixels from side to side, of the largest.
+    """
     magnification: int | None = None
     """Sheet pixels a pixel of the picture, in each direction; None is by size."""
 
@@ -135,10 +139,12 @@ def _layer(run: Run, tap: Tap, spec: TopSpec) -> TopLayer:
     channels, found = _found(run, tap, choice, n_channels, unit, spec)
     boxes = _boxes(run, tap, found)
     height, width = run.rows["picture"].shape[1:3]
-    shown = [(b - t, r - x) if spec.crop else (height, width) for one in boxes for t, x, b, r in one]
-    size = Size.of(shown, CUT if spec.crop else WHOLE, spec.magnification)
+    cuts = [(b - t, r - x) for one in boxes for t, x, b, r in one]
+    crop = max(map(max, cuts), default=_LEAST_CUT) >= _LEAST_CUT if spec.crop is None else spec.crop
+    shown = cuts if crop else [(height, width)] * len(cuts)
+    size = Size.of(shown, CUT if crop else WHOLE, spec.magnification)
     check_room(size, shown, spec.k, len(channels))
-    shots = _shots(run, found, boxes, size, spec)
+    shots = _shots(run, found, boxes, size, spec.k, crop=crop)
     excited = [
         Excited(channel, its, _why_fewer(found, i, spec.k))
         for i, (channel, its) in enumerate(zip(channels, shots, strict=True))
@@ -153,7 +159,7 @@ def _layer(run: Run, tap: Tap, spec: TopSpec) -> TopLayer:
         (
             _amount(len(channels), n_channels, unit, choice),
             _searched(run, found, spec),
-            told(tap, run.rows["picture"].shape[1:], "cut to" if spec.crop else "outlined is"),
+            told(tap, run.rows["picture"].shape[1:], "cut to" if crop else "outlined is", cuts),
         ),
         tuple(channel for channel, n in zip(channels, found.n_not_finite.tolist(), strict=True) if n),
     )
@@ -210,11 +216,11 @@ def _boxes(run: Run, tap: Tap, found: TopRows) -> list[list[Box]]:
 
 
 def _shots(
-    run: Run, found: TopRows, boxes: Sequence[Sequence[Box]], size: Size, spec: TopSpec
+    run: Run, found: TopRows, boxes: Sequence[Sequence[Box]], size: Size, k: int, *, crop: bool
 ) -> Iterator[tuple[Shot, ...]]:
     """Yield the rows of each channel with their pictures, which are read for some channels at a time."""
     column = run.rows["picture"]
-    at_once = max(1, _AT_ONCE_BYTES // math.prod(column.shape[1:]) // spec.k)
+    at_once = max(1, _AT_ONCE_BYTES // math.prod(column.shape[1:]) // k)
     for start in range(0, len(boxes), at_once):
         some = range(start, min(start + at_once, len(boxes)))
         rows = np.unique([row for i in some for row in found.rows[i, : len(boxes[i])]]).astype(np.intp)
@@ -223,7 +229,7 @@ def _shots(
         about = {view.row: view for view in views}
         for i in some:
             yield tuple(
-                Shot(about[row], value, size.drawn(rgb(np.asarray(pictures[row])), seen, crop=spec.crop))
+                Shot(about[row], value, size.drawn(rgb(np.asarray(pictures[row])), seen, crop=crop))
                 for row, value, seen in zip(
                     found.rows[i].tolist(), found.values[i].tolist(), boxes[i], strict=False
                 )

@@ -175,6 +175,17 @@ def test_layers_stand_side_by_side_at_one_size_and_under_one_scale() -> None:
     assert "Maps of row 7, each 56 pixels long. Measured over 64 rows." in words(sheet)
 
 
+def test_unless_they_are_named_only_what_layers_give_is_drawn() -> None:
+    run = layers_run()
+    run.taps["conv1"].kind, run.taps["conv3"].kind = "attention", "grad"
+    assert [name for name in run.taps if name in words(draw(run, "layers", rows=7).sheet)] == ["conv2", "fc"]
+    sheet = draw(run, "layers", rows=7, layers=["conv1", "fc"]).sheet
+    assert [name for name in run.taps if name in words(sheet)] == ["conv1", "fc"]
+    for tap in run.taps.values():
+        tap.kind = "grad"
+    assert [name for name in run.taps if name in words(draw(run, "layers", rows=7).sheet)] == list(run.taps)
+
+
 def test_each_layer_may_have_its_own_scale() -> None:
     run = layers_run()
     sheet = draw(run, "layers", rows=7, scope="layer").sheet

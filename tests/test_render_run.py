@@ -35,7 +35,7 @@ class FakeTap(FakeArray):
     def __init__(self, name: str, values: Values, dims: tuple[str, ...] = MAPS, type: str = "Conv2d") -> None:
         super().__init__(name, dims, values)
         self.layer, self.type = name, type
-        self.bound = self.shape[1:]
+        self.bound, self.kind = self.shape[1:], "output"
 
     def of_one_shape(self, rows: Any) -> FakeTap:
         return self

@@ -169,7 +169,7 @@ def test_a_store_of_statistics_alone_is_drawn_as_far_as_they_go(tmp_path):
 
 
 def test_pictures_are_cut_to_the_receptive_field_of_the_greatest_value(run):
-    sheet = draw(run, "top", layers="half", channels=[5], k=6).sheet
+    sheet = draw(run, "top", layers="half", channels=[5], k=6, crop=True).sheet
     found = top_rows(run, run["half"], [5], 6, None)
     pictures = run.rows["picture"]
     assert len(sheet.photos) == 6
@@ -192,6 +192,31 @@ def test_whole_pictures_have_it_outlined(run):
         outline(expected, (top, left, top + 8, left + 8))
         assert (cut(photo) == expected).all()
     assert "outlined is the receptive field of the value" in texts(sheet)
+
+
+def test_where_a_cut_would_show_too_little_it_is_outlined(run, tmp_path):
+    whole = draw(run, "top", layers="half", channels=[5], k=2).sheet
+    assert (
+        whole.photos[0].pixels.shape
+        == draw(run, "top", layers="half", channels=[5], k=2, crop=False).sheet.photos[0].pixels.shape
+    )
+    assert "outlined is the receptive field of the value" in texts(whole)
+    pooled = lt.record_dataset(
+        model, source(4), tmp_path / "pooled.zarr", ["half"], reduce="pool:6", fields=True, batch_size=4
+    )
+    sheet = draw(pooled, "top", channels="first:1", k=1).sheet
+    assert "cut to the receptive field of the value" in texts(sheet)
+    assert cut(sheet.photos[0]).shape[0] % 4 == 0
+
+
+def test_a_value_that_sees_all_of_the_picture_is_said_to(tmp_path):
+    def far(batch: Any) -> dict[str, Any]:
+        return {"far": np.broadcast_to(batch.mean((2, 3), keepdims=True), (len(batch), 3, 6, 5)).copy()}
+
+    run = lt.record_dataset(far, source(4), tmp_path / "run.zarr", ["far"], fields=True, batch_size=4)
+    for crop in (None, True, False):
+        said = " ".join(texts(draw(run, "top", channels="first:1", k=1, crop=crop).sheet))
+        assert "whole pictures: the receptive field of the value is all of the input" in said
 
 
 def test_a_box_is_inside_its_picture_and_shows_on_any(run):
@@ -241,7 +266,7 @@ def test_a_cell_of_what_was_reduced_sees_what_its_cells_of_the_layer_see(tmp_pat
     assert box(run["half"], cell, SIZE) == seen
     top, left, bottom, right = seen
     assert box(run["half"], cell, (48, 60)) == (2 * top, 3 * left, 2 * bottom, 3 * right)
-    words = told(run["half"], (48, 60, 3), "cut to")
+    words = told(run["half"], (48, 60, 3), "cut to", [(bottom - top, right - left)])
     times = "\N{MULTIPLICATION SIGN}"
     brought = f"of an input of 20 {times} 24 brought to the picture's 60 {times} 48"
     assert (brought in words) == (reduction != "pool:global")
@@ -253,7 +278,7 @@ def test_without_receptive_fields_the_share_of_the_cell_stands_for_them_and_that
     assert box(measured["half"], (0, 0), (25, 25)) == (0, 0, 3, 3)
     assert box(measured["tokens"], (3,), SIZE) == (0, 0, *SIZE)
     words = " ".join(
-        texts(draw(measured, "top", layers=["half", "tokens", "vector"], channels="first:1").sheet)
+        texts(draw(measured, "top", layers=["half", "tokens", "vector"], channels="first:1", crop=True).sheet)
     )
     assert (
         "cut to the cell's share of the picture: the store has no receptive field of this layer (capture with"
@@ -315,7 +340,7 @@ def test_tokens_are_cut_to_what_each_sees(run):
     assert box(run["tokens"], (5,), SIZE) == (6, 5, 7, 6)
     assert shares(run["tokens"], (5,)) == (6 / 24, 5 / 20, 7 / 24, 6 / 20)
     assert shares(run["tokens"], (1, 1)) is None  # of a patch grid, which is not how tokens are counted
-    sheet = draw(run, "top", layers="tokens", channels=[1], k=3).sheet
+    sheet = draw(run, "top", layers="tokens", channels=[1], k=3, crop=True).sheet
     assert all(len(np.unique(cut(photo).reshape(-1, 3), axis=0)) == 1 for photo in sheet.photos)
 
 
