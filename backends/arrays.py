@@ -80,7 +80,7 @@ class ArraysSession(ReturnedSession):
             self._heard.check(self.taps)
             for i, tap in enumerate(self.taps):
                 if self.types[tap.layer] != _TAP:
-                    self.copy(i, self.find(returned, tap), n_rows, pieces)
+                    self.capture(i, self.find(returned, tap), n_rows, pieces)
         return output
 
     def learn(self, returned: Returned, n_rows: int) -> None:
@@ -121,7 +121,7 @@ class ArraysSession(ReturnedSession):
                     leaf = self.follow(value, tap)
                 except (LookupError, TypeError):
                     continue
-                self.copy(i, leaf, n_rows, pieces)
+                self.capture(i, leaf, n_rows, pieces)
                 found.add(tap)
         return found
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, tee
@@ -88,7 +89,7 @@ from .torch_refusals import (
     steps_first,
     without_scripted,
 )
-from .torch_slabs import DEVICES, TORCH_DTYPES, Device, DeviceSlabs, HostSlabs, prepare
+from .torch_slabs import DEVICES, TORCH_DTYPES, Device, DeviceSlabs, HostSlabs, prepare, transfer_rates
 from .torch_survey import Survey
 
 is_compiling = torch.compiler.is_compiling
@@ -170,6 +171,11 @@ class TorchBackend(Backend):
             return model.to(device or _own_device())
         except (RuntimeError, AssertionError) as error:
             raise PlanError(f"the model cannot be moved to {device!r}: {error}") from error
+
+    def transfer_rates(self, model: Any) -> dict[str, float]:
+        """Return the bytes a second from the model's CUDA device to pageable and to pinned host memory."""
+        device = next((p.device for p in model.parameters() if p.device.type == "cuda"), None)
+        return {} if device is None else transfer_rates(device)
 
     def survey(self, model: Any, batch: Batch) -> list[Surveyed]:
         """Run `model` once, in evaluation mode, and note what every module gets and gives."""
@@ -259,6 +265,8 @@ class TorchSession(Session):
     def attach(self, sink: Sink) -> None:
         """Register all hooks, or none and raise."""
         self._sink = sink
+        if self.spans is not None:
+            self.copy = self._copy_with_span  # type: ignore[method-assign]
         self._device = _device_of(self.model)
         self._masks = Masks(self._root, self.varying.mask)
         self.number = compiled.open_recording(self)
@@ -537,6 +545,11 @@ class TorchSession(Session):
         assert self._memory is not None
         return self._memory.transfer(pieces)
 
+    def wait(self) -> None:
+        """Wait for the model's CUDA devices."""
+        for device in {p.device for p in self.model.parameters() if p.device.type == "cuda"}:
+            torch.cuda.synchronize(device)
+
     def put(self, view: NDArray[Any], values: Any) -> None:
         """Copy a column; from a GPU without waiting for it."""
         if isinstance(values, Tensor):
@@ -576,6 +589,12 @@ class TorchSession(Session):
             parts = (tensor,) if reducer is None else reducer.made(tensor, self._mask)
             self._put_alike(self._numbers[index], parts)
         tap.step = self.step
+
+    def _copy_with_span(self, tap: Tap, tensor: Any) -> None:
+        assert self.spans is not None
+        start_s = time.perf_counter()
+        type(self).copy(self, tap, tensor)
+        self.spans.add(f"copy {self._names[tap.index]}", start_s, time.perf_counter())
 
     def _put_alike(self, numbers: Sequence[int], parts: Sequence[Tensor]) -> None:
         """Put rows of one shape where they belong."""

@@ -123,6 +123,13 @@ def named_originals(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.
             yield from named_originals(inner, f"{name}.{child}" if name else child)
 
 
+def compiled_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield every module that runs in compiled code."""
+    for module in model.modules():
+        if _is_wrapper(module) or getattr(module, "_compiled_call_impl", None) is not None:
+            yield from module.modules()
+
+
 def plain_names(model: nn.Module, names: Iterable[str]) -> Iterator[str]:
     """Yield the names of parameters as they are in a model that nothing stands around."""
     around = {

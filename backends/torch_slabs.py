@@ -10,6 +10,7 @@ What shaped it:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,6 +36,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 #: Device slabs that are made beforehand: one is filled while others are copied. Device memory that a capture
 #: takes: this many steps of taps.
 N_DEVICE_SLABS = 3
+
+_TIMED_BYTES = 64 * 2**20
 
 
 class Event(Protocol):
@@ -289,3 +292,20 @@ def _tap_views(layout: Layout, slab: Tensor) -> list[Tensor]:
         dtype = TORCH_DTYPES[dtype_name(tap.dtype)]
         views.append(data.view(dtype).view(layout.step_rows, *tap.shape))
     return views
+
+
+def transfer_rates(device: torch.device) -> dict[str, float]:
+    """Return the bytes a second from a CUDA device to host memory, `pageable` and `pinned`."""
+    source = torch.ones(_TIMED_BYTES, dtype=torch.uint8, device=device)
+    rates = {}
+    for name in ("pageable", "pinned"):
+        target = torch.zeros(_TIMED_BYTES, dtype=torch.uint8, pin_memory=name == "pinned")
+        times = []
+        for _ in range(4):  # the first brings what is made once
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            target.copy_(source, non_blocking=True)
+            torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        rates[name] = _TIMED_BYTES / min(times)
+    return rates

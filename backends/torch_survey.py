@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..capture import tapping
 from ..capture.backend import Surveyed
 from ..capture.taps import KINDS, Layer, TapName
 from .torch_attention import AttentionCalls
+from .torch_compile import compiled_modules
 from .torch_hooks import Handle, arguments, attends, named_tap, tensors_in
 from .torch_refusals import refusal, steps_first
 
@@ -22,6 +23,7 @@ class Survey:
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], n_rows: int) -> None:
         self._layers = list(layers)
+        self._compiled = set(compiled_modules(model))
         self._n_rows, self._steps_first = n_rows, steps_first(model)
         self._refused: dict[TapName, str] = {}
         self._outputs: dict[str, list[list[_Note]]] = {layer.name: [] for layer in layers}
@@ -29,6 +31,9 @@ class Survey:
         self._running: list[str] = []
         self._handles: list[Handle] = []
         self._calls = AttentionCalls(self._attends)
+        #: Every tensor with its version when its layer gave it: what is written in place counts on.
+        self._versions: list[tuple[TapName, Tensor, int]] = []
+        self._overwritten: frozenset[TapName] = frozenset()
 
     def __enter__(self) -> Survey:
         for layer in self._layers:
@@ -40,6 +45,8 @@ class Survey:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._overwritten = frozenset(tap for tap, t, seen in self._versions if _version(t) != seen)
+        self._versions.clear()
         self._calls.__exit__(*error)  # type: ignore[no-untyped-call]
         tapping.leave(self._heard)
         while self._handles:
@@ -54,6 +61,8 @@ class Survey:
                 tuple(note for call in calls for note in call),
                 tuple(kind for kind in KINDS if kind in self._kinds[layer.name]),
                 {tap: self._refused[tap] for call in calls for tap, *_ in call if tap in self._refused},
+                frozenset(tap for call in calls for tap, *_ in call if tap in self._overwritten),
+                layer.module in self._compiled,
             )
             for layer in self._layers
             for calls in [self._outputs[layer.name]]
@@ -80,6 +89,7 @@ class Survey:
             [(tap, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for tap, t in taps],
         )
         for tap, tensor in taps:
+            self._versions.append((tap, tensor, _version(tensor)))
             if (reason := refusal(layer, tap, tensor, self._n_rows, self._steps_first)) is not None:
                 self._refused[tap] = reason
         if found:
@@ -113,3 +123,8 @@ class _End:
 
     def __call__(self, module: Any, args: Any, output: Any) -> None:
         self._survey.end(self._layer, output)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written in place; 0 where nothing counts it, in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -31,6 +31,7 @@ from .ragged import Form, Varying
 from .reduce import Cast, Chain, Rows
 from .reduce_arrays import apply
 from .score import Score, logits_of
+from .spans import Spans
 from .taps import OUTPUT, Layer, Patterns, TapName
 
 Json = dict[str, Any]
@@ -90,6 +91,10 @@ class Surveyed:
     """What it can be tapped for, of `taps.KINDS`."""
     refused: Mapping[TapName, str] = field(default_factory=dict)
     """Those of them that cannot be captured, with the reason."""
+    overwritten: frozenset[TapName] = frozenset()
+    """Those of them that are overwritten in place later in the forward, so that a reference is no copy."""
+    compiled: bool = False
+    """Whether it runs in compiled code."""
 
 
 class Sink(Protocol):
@@ -114,6 +119,8 @@ class Session(ABC):
     unseen: str = ""
     #: What is asked for of taps whose rows differ in shape; set before `attach`.
     varying: Varying = Varying()
+    #: What gets a span of each copy in a hook; set before `attach`.
+    spans: Spans | None = None
     #: Tokens of the first step's mask; None where it had none.
     n_tokens: int | None = None
     #: Whether gradients are among the taps.
@@ -208,6 +215,9 @@ class Session(ABC):
         """Start moving the step's rows to the host; return what waits for them, None if they are there."""
         return None
 
+    def wait(self) -> None:  # noqa: B027 (a host computes at once)
+        """Wait until a device has done all that it was asked for."""
+
     def inference(self) -> AbstractContextManager[Any]:
         """Return the context in which a whole data set is run: no training, no gradients."""
         return nullcontext()
@@ -290,6 +300,13 @@ class Backend(ABC):
         if device not in (None, "cpu"):
             raise PlanError(f"the backend {self.name!r} has no device {device!r}")
         return model
+
+    def transfer_rates(self, model: Any) -> dict[str, float]:
+        """Return the bytes a second from the model's device to the host, `pageable` and `pinned`.
+
+        Empty where the model runs on the host: there is nothing to transfer.
+        """
+        return {}
 
     @abstractmethod
     def survey(self, model: Any, batch: Batch) -> list[Surveyed]:

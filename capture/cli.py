@@ -108,12 +108,12 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
     backend = backend_for(loaded.model)
     network = backend.place(loaded.model, inputs.pop("device"))
     if data is not None:
-        source = _source(data, backend, loaded.preprocess, **inputs)
+        source = load_source(data, backend, loaded.preprocess, **inputs)
         batch = source.batch(range(min(3, source.n_rows)))
     else:
         import numpy as np
 
-        noise = np.random.default_rng(0).standard_normal((3, *_numbers(size, "--size", int)), np.float32)
+        noise = np.random.default_rng(0).standard_normal((3, *numbers(size, "--size", int)), np.float32)
         batch = Batch(range(3), (noise,))
     try:
         found = backend.survey(network, batch)
@@ -251,7 +251,7 @@ def capture(
     loaded = load_model(model)
     backend = backend_for(loaded.model)
     network = backend.place(loaded.model, device)
-    source = _source(data, backend, loaded.preprocess, **inputs)
+    source = load_source(data, backend, loaded.preprocess, **inputs)
     if skipped := getattr(source, "skipped", None):
         names = printable(", ".join(skipped[:5]))
         click.echo(f"left out {len(skipped)} pictures that do not decode: {names}", err=True)
@@ -464,7 +464,7 @@ def split_patterns(patterns: Sequence[str]) -> list[str]:
     return split
 
 
-def _source(
+def load_source(
     data: str,
     backend: Any,
     preprocess: Any,
@@ -475,14 +475,15 @@ def _source(
     crop: int | None,
     skip_bad: bool,
 ) -> Any:
+    """Return the source that DATA names, with what is said of how pictures become inputs."""
     from dataclasses import replace
 
     from .data import Preprocess
     from .specs import load_data
 
     said = {
-        "mean": _numbers(mean, "--mean", float) if mean else None,
-        "std": _numbers(std, "--std", float) if std else None,
+        "mean": numbers(mean, "--mean", float) if mean else None,
+        "std": numbers(std, "--std", float) if std else None,
         "resize": resize,
         "crop": crop,
     }
@@ -497,7 +498,12 @@ def _source(
     return source
 
 
-def _numbers(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+def numbers(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """Return the numbers of an option that takes several, with commas between them.
+
+    Raises:
+        PlanError: it is something else.
+    """
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:

@@ -308,7 +308,7 @@ def _measure(
     workers: int,
     classes: Sequence[str] | None,
 ) -> Forecast:
-    loaded, load = _loaded(source, batch_size)
+    loaded, load = loaded_batches(source, batch_size)
     session = rehearsal.session
     learned = rehearsal.learn(loaded[0])
     taps = plan_taps(learned, settings, partial(tried, session), session.n_tokens)
@@ -317,7 +317,7 @@ def _measure(
     choice = settings.statistics
     statistics = plan_statistics([tap.values for tap in taps], columns, choice, classes)
     settings = replace(settings, kept=statistics)
-    layout, n_slots, problem = _layout(taps, columns, batch_size, source.n_rows, settings, kept)
+    layout, n_slots, problem = tried_layout(taps, columns, batch_size, source.n_rows, settings, kept)
     n_first = len(loaded[0].rows)
     rehearsal.prepare(layout, taps, n_first)
     forward = _forward(rehearsal, loaded)
@@ -327,7 +327,7 @@ def _measure(
     samples = [rehearsal.stored(i, len(last.rows)) for i in range(len(layout.arrays))]
     sizes, encode_rate = _encoded(layout, samples)
     measured = None if statistics is None else rehearsal.measured(len(last.rows))
-    durable_rate = place.durable_rate(_probe(samples[: len(layout.moved)]))
+    durable_rate = place.durable_rate(probe_of(samples[: len(layout.moved)]))
     blocks = problem is None
     return Forecast(
         path=str(place),
@@ -375,7 +375,7 @@ def _statistics(
     )
 
 
-def _loaded(source: Source, batch_size: int) -> tuple[list[Batch], Spent]:
+def loaded_batches(source: Source, batch_size: int) -> tuple[list[Batch], Spent]:
     """Return the first batches, all of the first one's length, and what one of them takes."""
     found: list[Batch] = []
     times = []
@@ -394,7 +394,7 @@ def _forward(rehearsal: Rehearsal, loaded: Sequence[Batch]) -> Spent:
     return min(rehearsal.timed(batch) for batch in following)
 
 
-def _layout(
+def tried_layout(
     taps: Sequence[PlannedTap],
     columns: Sequence[ArraySpec],
     step_rows: int,
@@ -444,7 +444,7 @@ def _beside(array: ArraySpec, layout: Layout) -> int:
     return (PAGE if pages else CRC_BYTES) + 16
 
 
-def _probe(samples: Sequence[NDArray[Any]]) -> bytes:
+def probe_of(samples: Sequence[NDArray[Any]]) -> bytes:
     """Return captured values, over and over, to be written."""
     data = bytearray()
     for values in samples:

@@ -33,16 +33,17 @@ def _taps(forecast: Forecast, width: int) -> list[str]:
     rows: list[tuple[str, ...]] = [_HEADER]
     for tap in forecast.taps:
         sizes = (tap.source_bytes, tap.reduced_bytes, tap.disk_bytes)
-        rows.append((printable(tap.name), _cut(_form(tap), _LONGEST_FORM), *map(show_bytes, sizes)))
+        rows.append((printable(tap.name), cut(_form(tap), _LONGEST_FORM), *map(show_bytes, sizes)))
     totals = (forecast.source_bytes, forecast.reduced_bytes, forecast.disk_bytes)
     rows.append(("", f"all {forecast.n_rows:,} rows", *map(show_bytes, totals)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     widths[0] = min(widths[0], width - sum(widths[1:]) - 2 * (len(_HEADER) - 1))
-    return [_line(row, widths) for row in rows]
+    return [lined(row, widths) for row in rows]
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [_cut(row[0], widths[0]).ljust(widths[0]), row[1].ljust(widths[1])]
+def lined(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a line of a table: two columns of words, then numbers at the right."""
+    cells = [cut(row[0], widths[0]).ljust(widths[0]), row[1].ljust(widths[1])]
     cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
     return "  ".join(cells).rstrip()
 
@@ -51,7 +52,7 @@ def _form(tap: TapForecast) -> str:
     return f"{' x '.join(map(str, tap.shape)) or '1'} {tap.dtype}"
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """Return a text without its middle where it is too long: ends tell layers apart."""
     if len(text) <= width:
         return text
@@ -70,9 +71,9 @@ def _reductions(taps: Sequence[TapForecast], width: int) -> list[str]:
         # Errors of sums grow with what is summed: the largest tap's are shown.
         largest = max(found, key=lambda tap: tap.source_bytes)
         names = largest.name + (f" and {len(found) - 1} more" if len(found) > 1 else "")
-        lines += ["", *_wrapped(printable(f"{names}: {reduction}"), width, "")]
+        lines += ["", *wrapped(printable(f"{names}: {reduction}"), width, "")]
         for part in largest.error.split("; "):
-            lines += _wrapped(printable(part), width, "  ")
+            lines += wrapped(printable(part), width, "  ")
     return lines
 
 
@@ -94,9 +95,9 @@ def _totals(forecast: Forecast, width: int) -> list[str]:
         *_statistics(forecast),
         f"estimate    {show_seconds(forecast.seconds)} by one process; {_pace(forecast)} sets the pace",
     ]
-    lines = [line for text in lines for line in _wrapped(text, width, "", " " * 12)]
+    lines = [line for text in lines for line in wrapped(text, width, "", " " * 12)]
     if forecast.memory_problem is not None:
-        lines += _wrapped(forecast.memory_problem, width, " " * 12)
+        lines += wrapped(forecast.memory_problem, width, " " * 12)
     return [*lines, "", "An estimate from a few steps: nothing was stored."]
 
 
@@ -130,7 +131,8 @@ def _each(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def _wrapped(text: str, width: int, indent: str, following: str | None = None) -> list[str]:
+def wrapped(text: str, width: int, indent: str, following: str | None = None) -> list[str]:
+    """Return a text in lines of `width`, of which those after the first are indented by `following`."""
     return textwrap.wrap(
         text, width, initial_indent=indent, subsequent_indent=indent if following is None else following
     )

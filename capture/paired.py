@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+#: What is run, by name. An arm that returns a `Timing` has timed itself, without what it made ready.
 Arms = Mapping[str, Callable[[], object]]
 
 
@@ -25,6 +26,10 @@ class Timing:
     """Seconds that passed."""
     cpu_s: float
     """Seconds of all processors that this process had."""
+
+    def plus(self, wall_s: float) -> Timing:
+        """Return it longer by `wall_s`."""
+        return Timing(self.wall_s + wall_s, self.cpu_s)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class Estimate:
     """The upper end."""
     rounds: tuple[float, ...]
     """What each round told."""
+
+    def scaled(self, factor: float) -> Estimate:
+        """Return the estimate of `factor` times as much."""
+        low, high = sorted((self.low * factor, self.high * factor))
+        return Estimate(self.median * factor, low, high, tuple(value * factor for value in self.rounds))
 
     def includes(self, value: float) -> bool:
         """Return whether the interval has `value` in it."""
@@ -66,6 +76,10 @@ class Rounds:
     def cpu(self, arm: str) -> list[float]:
         """Return the processor seconds of an arm in each round."""
         return [timing.cpu_s for timing in self.arms[arm]]
+
+    def seconds(self, arm: str) -> Estimate:
+        """Return the seconds of an arm."""
+        return estimate(self.wall(arm))
 
     def over(self, above: str, below: str) -> Estimate:
         """Return the seconds of one arm over those of another."""
@@ -98,10 +112,10 @@ def interleaved(
         for name in shuffle.sample(list(arms), len(arms)):
             before(name)
             cpu, started = time.process_time(), time.perf_counter()
-            arms[name]()
+            own = arms[name]()
             timing = Timing(time.perf_counter() - started, time.process_time() - cpu)
             if number >= 0:
-                measured.arms[name].append(timing)
+                measured.arms[name].append(own if isinstance(own, Timing) else timing)
     return measured
 
 

@@ -35,6 +35,7 @@ from .measure import forget_scratch, measure
 from .place import NewFile, Place
 from .ragged import as_written
 from .shard import ShardRecord, write_shard
+from .spans import Spans
 from .stages import Laps
 from .stages import Stages as Stages
 from .store import StoreWriter
@@ -96,6 +97,7 @@ class Pipeline:
         on_commit: Callable[[Stages], None] | None = None,
         stages: Stages | None = None,
         staging_bytes: int = STAGING_BYTES,
+        spans: Spans | None = None,
     ) -> None:
         """Allocate the slots, once, and start the writers.
 
@@ -107,12 +109,13 @@ class Pipeline:
             on_commit: called by a writer after each commit.
             stages: what the pipeline adds its share to.
             staging_bytes: what each writer holds for data that are not written as they lie.
+            spans: what gets a span of everything that a writer does.
         """
         self.layout: Layout = store.manifest.layout
         self.store = store
         self.stages = stages if stages is not None else Stages()
         self.stages.n_writers = n_writers
-        self._staging_bytes = staging_bytes
+        self._staging_bytes, self._spans = staging_bytes, spans
         self._n_busy, self._busy_since = 0, 0.0
         self._done = frozenset(done)
         self._on_commit = on_commit
@@ -263,7 +266,7 @@ class Pipeline:
         forget_scratch()
 
     def _write_shard(self, slot: _Slot, i: int) -> None:
-        laps = Laps(Stages())
+        laps = Laps(Stages(), self._spans, block=slot.block, array=self.layout.arrays[i].name)
         for ready in slot.ready:
             ready()
         laps.lap("transfer")

@@ -49,6 +49,7 @@ from .reader import Run, open_run
 from .reduce import Chain, Rows
 from .report import StageReport
 from .score import PREDICTION, Score, score_text
+from .spans import Spans
 from .stages import Laps
 from .statistics import plan_statistics
 from .store import (
@@ -176,6 +177,7 @@ class Recorder:
         overwrite: bool = False,
         progress: Progress | None = None,
         on_plan: Callable[[Manifest, int], None] | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.place = place_of(path)
         #: Rows that have passed so far, those that were committed by an earlier run included.
@@ -195,7 +197,7 @@ class Recorder:
                 f"part {self._part} cannot overwrite {self.place}: it would take away what the others write. "
                 "Remove the store first"
             )
-        self._progress, self._on_plan = progress, on_plan
+        self._progress, self._on_plan, self._spans = progress, on_plan, spans
         self._session: Session | None = None
         self._pipeline: Pipeline | None = None
         self._existing: Manifest | None = None
@@ -211,14 +213,14 @@ class Recorder:
         self._store: StoreWriter | None = None
         self._started = 0.0
         self._stages = Stages()
-        self._laps = Laps(self._stages)
+        self._laps = Laps(self._stages, spans)
 
     def __enter__(self) -> Recorder:
-        self._started, self._laps = time.time(), Laps(self._stages)
+        self._started, self._laps = time.time(), Laps(self._stages, self._spans)
         if self.place.exists():
             self._look_at_existing()
         self._session = self._backend.session(self._model, self._layers)
-        self._session.varying = self._settings.varying
+        self._session.varying, self._session.spans = self._settings.varying, self._spans
         if self._score is not None and not self._session.gradients:
             raise PlanError(
                 f"a score ({score_text(self._score)}) is what gradients are of, and no layer is tapped for "
@@ -315,22 +317,32 @@ class Recorder:
 
     def run(self, source: Source, workers: int) -> None:
         """Run the model over the rows of `source` that are not committed yet."""
-        assert self._session is not None
-        n_classes = None if self._facts.classes is None else len(self._facts.classes)
-        score = PREDICTION if self._score is None else self._score
         # Closed on every way out, so that no thread or process goes on loading.
-        with self._session.inference(), contextlib.closing(self._batches(source, workers)) as batches:
+        with self.inference(), contextlib.closing(self._batches(source, workers)) as batches:
             for batch in batches:
                 self.row = batch.rows.start
-                output = self(*batch.inputs, **batch.kwargs)
-                self._session.backward(output, score, batch.columns.get("label"))
-                prediction = self._session.prediction(output, n_classes)
-                if prediction is not None:
-                    batch.columns["prediction"] = prediction
-                self.annotate(**batch.columns)
+                self.step(batch)
                 self._finish_step()
                 if self.finished:
                     return
+
+    def inference(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which a whole data set is run: no training, no gradients."""
+        assert self._session is not None
+        return self._session.inference()
+
+    def step(self, batch: Batch) -> None:
+        """Run the model on a batch of a data set, with its backward pass where gradients are tapped."""
+        assert self._session is not None
+        n_classes = None if self._facts.classes is None else len(self._facts.classes)
+        output = self(*batch.inputs, **batch.kwargs)
+        score = PREDICTION if self._score is None else self._score
+        self._session.backward(output, score, batch.columns.get("label"))
+        columns = dict(batch.columns)
+        prediction = self._session.prediction(output, n_classes)
+        if prediction is not None:
+            columns["prediction"] = prediction
+        self.annotate(**columns)
 
     def _batches(self, source: Source, workers: int) -> Generator[Batch, None, None]:
         for steps in self._rounds(source.n_rows):
@@ -468,6 +480,7 @@ class Recorder:
             on_commit=self._progress.show if self._progress else None,
             stages=self._stages,
             staging_bytes=self._settings.staging_bytes,
+            spans=self._spans,
         )
         self._pipeline = pipeline
         if any(tap.chain.steps for tap in self._planned):

@@ -51,17 +51,20 @@ class Rehearsal:
         self._score: Score = PREDICTION if score is None else score
         self._layout: Layout | None = None
         self._slab: Slab | None = None
+        self._takes = True
 
     def begin(self, n_rows: int) -> list[Piece] | None:
         """Open a step (called by the session)."""
-        return None if self._slab is None else self._pieces(n_rows)
+        if self._slab is None:
+            return None
+        return self._pieces(n_rows) if self._takes else []
 
     def done(self) -> None:
         """Say that the forward has ended (called by the session)."""
 
     def learn(self, batch: Batch) -> list[Learned]:
         """Run a batch and return what it showed; its values stay until the next."""
-        self._run(batch)
+        self.run(batch)
         return self.session.learned()
 
     def prepare(self, layout: Layout, taps: Sequence[PlannedTap], n_rows: int) -> None:
@@ -76,10 +79,14 @@ class Rehearsal:
         self.session.replay(self._pieces(n_rows))
         self._move(n_rows)
 
+    def take_nothing(self) -> None:
+        """Let hooks run from now on, and copy nothing."""
+        self._takes = False
+
     def timed(self, batch: Batch) -> Spent:
         """Run a batch with all that its hooks and copies do; return what passes until its rows are there."""
         start = Spent.until_now()
-        self._run(batch)
+        self.run(batch)
         self._move(len(batch.rows))
         return Spent.until_now() - start
 
@@ -113,7 +120,8 @@ class Rehearsal:
         forget_scratch()
         return min(times), entries
 
-    def _run(self, batch: Batch) -> None:
+    def run(self, batch: Batch) -> None:
+        """Run a batch with what its hooks do; what they copied on a device stays there."""
         output = self.session.forward(batch.inputs, batch.kwargs)
         if self.session.gradients:
             self.session.backward(output, self._score, batch.columns.get("label"))

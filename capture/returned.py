@@ -7,6 +7,7 @@ never change and come to the host by themselves.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -114,8 +115,8 @@ class ReturnedSession(Session):
         if pieces is None:
             self.learn(returned, n_rows)
         else:
-            for i in range(len(self.taps)):
-                self.copy(i, self.find(returned, self.taps[i]), n_rows, pieces)
+            for i, tap in enumerate(self.taps):
+                self.capture(i, self.find(returned, tap), n_rows, pieces)
         return output
 
     def learned(self) -> list[Learned]:
@@ -279,6 +280,13 @@ class ReturnedSession(Session):
         path, inside = self._listed.get(tap, (tap.path, None))
         found = follow(value, path)
         return found if inside is None else [follow(row, inside) for row in found]
+
+    def capture(self, i: int, value: Any, n_rows: int, pieces: Sequence[Piece]) -> None:
+        """Copy as `copy` does, and tell of it where spans are kept."""
+        start_s = time.perf_counter() if self.spans is not None else 0.0
+        self.copy(i, value, n_rows, pieces)
+        if self.spans is not None:
+            self.spans.add(f"copy {self.taps[i]}", start_s, time.perf_counter())
 
     def copy(self, i: int, value: Any, n_rows: int, pieces: Sequence[Piece]) -> None:
         """Copy the rows of tap `i` of a batch to where they belong.

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
+
+from .spans import Spans
 
 #: The stages of a writer thread, in their order.
 WRITER_STAGES = ("transfer", "checksum", "encode", "write", "sync", "commit", "statistics")
@@ -87,14 +90,18 @@ class Stages:
 
 
 class Laps:
-    """A clock of one thread that adds what passed since its last lap to a stage."""
+    """A clock of one thread that adds what passed since its last lap to a stage, and may keep the spans."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: Stages, spans: Spans | None = None, **about: Any) -> None:
+        """Start the clock; `about` is what its spans are of."""
         self.stages = stages
+        self._spans, self._about = spans, about
         self._at = time.perf_counter()
 
     def lap(self, stage: str) -> None:
         """Add the time since the last lap to `stage`."""
         now, name = time.perf_counter(), f"{stage}_s"
         setattr(self.stages, name, getattr(self.stages, name) + now - self._at)
+        if self._spans is not None:
+            self._spans.add(stage, self._at, now, **self._about)
         self._at = now

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from layertap.capture.forecast import Forecast, plan
     from layertap.capture.pca import fit_pca
+    from layertap.capture.profile import Profile, profile
     from layertap.capture.reader import Array, Run, Tap
     from layertap.capture.reader import open_run as open
     from layertap.capture.record import record, record_dataset
@@ -59,6 +60,7 @@ _NAMES = {
     ),
     "layertap.capture.forecast": ("Forecast", "plan"),
     "layertap.capture.pca": ("fit_pca",),
+    "layertap.capture.profile": ("Profile", "profile"),
     "layertap.capture.reader": ("Array", "Run", "Tap", "open"),
     "layertap.capture.record": ("record", "record_dataset"),
     "layertap.capture.recorder": ("Recorder",),
@@ -89,6 +91,7 @@ __all__ = [
     "PictureFolder",
     "PlanError",
     "Preprocess",
+    "Profile",
     "Recorder",
     "Run",
     "SampleSource",
@@ -106,6 +109,7 @@ __all__ = [
     "open",
     "pack",
     "plan",
+    "profile",
     "read_spec",
     "record",
     "record_dataset",

@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": ("layertap.capture.cli_demo:demo", "Train a small network on digits, capture it and draw it."),
     "layers": ("layertap.capture.cli:layers", "List what can be captured of a model."),
     "capture": ("layertap.capture.cli:capture", "Capture layers of a model over a data set into a store."),
+    "profile": ("layertap.capture.cli_profile:profile", "Measure what a capture costs, and what would help."),
     "info": ("layertap.capture.cli:info", "Say what a store holds."),
     "verify": ("layertap.capture.cli:verify", "Read all of a store and name what is damaged."),
     "pack": ("layertap.capture.cli:pack", "Pack a finished store into one zip file."),
