@@ -34,7 +34,7 @@ _WIDEST = 120
 @click.option(
     "--at", default=".", show_default=True, type=click.Path(), help="Folder whose disk the store would be on."
 )
-@click.option("--rows", type=click.IntRange(1), help="Rows of the real capture; about six seconds if none.")
+@click.option("--rows", type=click.IntRange(1), help="Rows of the real capture; about five seconds if none.")
 @click.option(
     "--seconds", default=20.0, show_default=True, type=click.FloatRange(0), help="How long the ladder takes."
 )
@@ -65,7 +65,7 @@ def profile(
     """Measure what a capture costs, and what would help.
 
     MODEL and DATA are those of capture; without DATA it is noise. Runs the model with one stage of a capture
-    more at a time, in interleaved rounds, then a real capture, and leaves nothing behind. Takes about half a
+    more at a time, in interleaved rounds, then a real capture, and leaves nothing behind. Takes about a
     minute. --trace is for Perfetto (ui.perfetto.dev) or chrome://tracing.
 
     \b

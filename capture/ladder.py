@@ -5,7 +5,8 @@
     copy            hooks reduce and copy their layers' outputs
     transfer        and what was copied comes to the host; there only where a device is
     encode          writers sum and encode it, beside the model, and write it nowhere
-    write           and make it durable: all of a capture
+    write           and make it durable
+    data            and load the rows instead of having them: all of a capture
 
 An arm's clock runs over some steps of its own, after what it made ready: the first step, which makes the
 plan, and the first blocks, so that writers are as busy when the clock stops as when it started. Where a block
@@ -14,8 +15,9 @@ has more steps than an arm, the end of the block is counted by the share of it t
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -24,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .backend import Backend
-from .data import Batch
+from .data import Batch, Source
 from .discard import DiscardPlace
 from .paired import Estimate, Rounds, Timing, interleaved
 from .pipeline import Piece
@@ -35,12 +37,12 @@ from .rehearsal import Rehearsal, rehearsing
 from .score import Score
 from .taps import Patterns
 
-OFF, CONTROL, NO_OP, COPY, TRANSFER, ENCODE, WRITE = (
-    *("off", "control", "no-op", "copy", "transfer", "encode", "write"),
+OFF, CONTROL, NO_OP, COPY, TRANSFER, ENCODE, WRITE, DATA = (
+    *("off", "control", "no-op", "copy", "transfer", "encode", "write", "data"),
 )
 
 #: Seconds that an arm should run, and that making its writers busy may take.
-_ARM_S, _WARM_S = 0.6, 1.0
+_ARM_S, _WARM_S = 0.5, 0.8
 _MOST_STEPS = 200
 
 #: Makes ready a rehearsal for which its first step is learned.
@@ -89,9 +91,11 @@ class Ladder:
         backend: Backend,
         model: Any,
         layers: Patterns,
+        source: Source,
         batches: Sequence[Batch],
         settings: Settings,
         *,
+        workers: int,
         folder: Path,
         step_s: float,
         steps_per_block: int,
@@ -105,8 +109,10 @@ class Ladder:
             backend: the model's.
             model: what runs.
             layers: what is captured of it.
-            batches: some batches of one length, which go round.
+            source: the data.
+            batches: some batches of it of one length, which go round.
             settings: how it is captured.
+            workers: threads or processes that load ahead in `data`.
             folder: where `write` writes, and takes away again.
             step_s: about how long a step takes.
             steps_per_block: steps of a block, with these settings.
@@ -116,6 +122,7 @@ class Ladder:
         """
         self._backend, self._model, self._layers, self._batches = backend, model, layers, batches
         self._settings, self._folder, self._score = settings, folder, score
+        self._source, self._workers = source, workers
         self._prepare, self._steps_per_block = prepare, steps_per_block
         self.n_steps = min(_MOST_STEPS, max(2, round(_ARM_S / max(step_s, 1e-6))))
         if steps_per_block <= self.n_steps:
@@ -130,6 +137,7 @@ class Ladder:
             **({TRANSFER: partial(self._rehearsed, TRANSFER)} if transfers else {}),
             ENCODE: partial(self._captured, ENCODE),
             WRITE: partial(self._captured, WRITE),
+            DATA: partial(self._captured, DATA),
         }
 
     def climb(self, budget_s: float, least: int = 3, most: int = 15) -> Rounds:
@@ -194,8 +202,11 @@ class Ladder:
                 backend=self._backend,
                 score=self._score,
             )
-            batches = self._going_round()
-            with recorder, recorder.inference():
+            with (
+                recorder,
+                recorder.inference(),
+                contextlib.closing(self._loaded() if arm == DATA else self._going_round()) as batches,
+            ):
                 for batch in islice(batches, 2 + self._n_warm):  # the second one makes the plan
                     recorder.step(batch)
                 clock = _Clock()
@@ -210,8 +221,14 @@ class Ladder:
         n = self.n_steps
         return 0.0 if self._steps_per_block <= n else n / self._steps_per_block
 
-    def _going_round(self) -> Iterator[Batch]:
-        return cycle(self._batches)
+    def _going_round(self) -> Generator[Batch]:
+        yield from cycle(self._batches)
+
+    def _loaded(self) -> Generator[Batch]:
+        """Yield batches as they are loaded, from the first row on, and round again."""
+        size = len(self._batches[0].rows)
+        steps = (range(first, first + size) for first in range(0, self._source.n_rows - size + 1, size))
+        yield from self._backend.batches(self._source, cycle(steps), self._workers)
 
 
 class _Clock:

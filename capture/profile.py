@@ -31,7 +31,7 @@ from .data import Batch, Source
 from .errors import PlanError
 from .forecast import loaded_batches, probe_of, tried_layout
 from .journal import versions
-from .ladder import COPY, ENCODE, NO_OP, OFF, TRANSFER, WRITE, Ladder, Rung
+from .ladder import COPY, DATA, ENCODE, NO_OP, OFF, TRANSFER, WRITE, Ladder, Rung
 from .layout import Layout
 from .machine import n_cores
 from .paired import Estimate
@@ -50,7 +50,7 @@ from .taps import Patterns, TapName
 
 Json = dict[str, Any]
 
-_RUN_S, _READ_S = 6.0, 2.0  # that the real capture takes, and reading of it, about
+_RUN_S, _READ_S = 5.0, 2.0  # that the real capture takes, and reading of it, about
 _SURVEYED_ROWS = 3
 _SEEN = 0.02  # of the model: less cannot be told from it in a picture
 _NOISE_ROWS = 64
@@ -174,7 +174,7 @@ class Profile:
     @property
     def capture_s(self) -> float:
         """Seconds of a row of the capture, by the ladder."""
-        return self.rung(WRITE).step_s.median / self.batch_size
+        return self.rung(DATA).step_s.median / self.batch_size
 
     @property
     def slowdown(self) -> float:
@@ -285,7 +285,7 @@ def profile(
         name: likewise.
         backend: likewise.
         at: the folder where the store would be: the disk that is measured.
-        rows: rows of the real capture at most; None is what takes about six seconds.
+        rows: rows of the real capture at most; None is what takes about five seconds.
         seconds: about how long the ladder takes; three rounds of it at least.
         run: whether a real capture is run and held against what was foretold.
         trace: what gets the spans of the real capture.
@@ -360,7 +360,7 @@ def _profiled(
     say("calibration: copies, codecs and the disk of this machine")
     seen = _rehearse(job, folder)
     say(f"ladder: what each stage costs a step of {job.batch_size} rows, for about {seconds:.0f} s")
-    ladder = _ladder(job, seen, folder)
+    ladder = _ladder(job, seen, folder, workers)
     measured = ladder.climb(seconds)
     rungs = ladder.rungs(measured)
     costs = _costs(job, seen, rungs, workers)
@@ -369,7 +369,7 @@ def _profiled(
         say("a real capture, to hold against what was foretold")
         real = _run(job, seen, costs, rungs, folder, workers, rows, trace)
     step = {rung.name: rung.step_s.median / job.batch_size for rung in rungs}
-    advice = advise(costs, step[WRITE])
+    advice = advise(costs, step[DATA])
     described = job.backend.describe(job.model)
     return Profile(
         model=name or str(described["type"]),
@@ -388,7 +388,7 @@ def _profiled(
         costs=costs,
         advice=tuple(advice),
         real=real,
-        points=_points(costs, step[WRITE], advice),
+        points=_points(costs, step[DATA], advice),
     )
 
 
@@ -466,7 +466,7 @@ def _statistics_s(planned: Sequence[PlannedTap], layout: Layout, stored: Sequenc
     return found
 
 
-def _ladder(job: _Job, seen: _Rehearsed, folder: Path) -> Ladder:
+def _ladder(job: _Job, seen: _Rehearsed, folder: Path, workers: int) -> Ladder:
     def prepare(rehearsal: Rehearsal, batch: Batch) -> None:
         planned = plan_taps(
             rehearsal.session.learned(),
@@ -480,8 +480,10 @@ def _ladder(job: _Job, seen: _Rehearsed, folder: Path) -> Ladder:
         job.backend,
         job.model,
         job.layers,
+        job.source,
         seen.batches,
         job.settings,
+        workers=workers,
         folder=folder,
         step_s=seen.step.wall_s,
         steps_per_block=seen.layout.steps_per_block,
@@ -621,9 +623,8 @@ def _run(
     rows: int | None,
     trace: Spans | None,
 ) -> RealRun:
-    write = next(rung for rung in rungs if rung.name == WRITE)
     size = job.batch_size
-    step_s = _step_s(write, costs, size)
+    step_s = next(rung for rung in rungs if rung.name == DATA).step_s.median
     n_rows = min(job.source.n_rows, rows or max(size, round(_RUN_S / step_s) * size))
     part = copy.copy(job.source)
     part.n_rows = n_rows
@@ -657,15 +658,6 @@ def _read_s(run: Run, size: int) -> float:
             run[tap][rows]
         n_read = rows.stop
     return (time.perf_counter() - start) / n_read
-
-
-def _step_s(write: Rung, costs: Costs, size: int) -> float:
-    """Return the seconds of a step of a whole capture: that of the ladder, with what loading adds."""
-    step_s = write.step_s.median
-    if not costs.workers:
-        return step_s + costs.load_s * size
-    busy_s = (write.cpu_s + costs.load_cpu_s * size) / costs.n_cores
-    return max(step_s, costs.load_s * size / costs.workers, busy_s)
 
 
 def _tail_s(layout: Layout, costs: Costs, n_rows: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .forecast_text import WIDTH, cut, lined, show_seconds, wrapped
-from .ladder import CONTROL, COPY, ENCODE, NO_OP, OFF, TRANSFER, WRITE
+from .ladder import CONTROL, COPY, DATA, ENCODE, NO_OP, OFF, TRANSFER, WRITE
 from .left_out import told
 from .paired import Estimate
 from .plan import show_bytes
@@ -20,7 +20,8 @@ _DOES = {
     COPY: "hooks copy",
     TRANSFER: "to the host",
     ENCODE: "encoded too",
-    WRITE: "all of it",
+    WRITE: "durable too",
+    DATA: "data loaded",
 }
 
 

@@ -17,7 +17,7 @@ from layertap.capture.backend import backend_named
 from layertap.capture.calibration import Encoded
 from layertap.capture.costs import Costs, TapCosts, advise
 from layertap.capture.discard import DiscardPlace
-from layertap.capture.ladder import CONTROL, COPY, ENCODE, NO_OP, OFF, WRITE
+from layertap.capture.ladder import CONTROL, COPY, DATA, ENCODE, NO_OP, OFF, WRITE
 from layertap.capture.plan import Settings
 from layertap.capture.recorder import Facts, Recorder
 from layertap.capture.spans import Spans
@@ -52,7 +52,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Spans, list
 
 def test_all_arms_run_in_each_round_and_nothing_stays(measured):
     found, _, said, left = measured
-    assert [rung.name for rung in found.rungs] == [OFF, CONTROL, NO_OP, COPY, ENCODE, WRITE]
+    assert [rung.name for rung in found.rungs] == [OFF, CONTROL, NO_OP, COPY, ENCODE, WRITE, DATA]
     assert {len(rung.step_s.rounds) for rung in found.rungs} == {found.n_rounds}
     assert found.n_rounds >= 3
     assert left == []
@@ -64,7 +64,8 @@ def test_all_arms_run_in_each_round_and_nothing_stays(measured):
 def test_each_arm_is_compared_with_one_stage_less(measured):
     found = measured[0]
     steps = {rung.name: rung.step_s.rounds for rung in found.rungs}
-    for name, below in ((CONTROL, OFF), (NO_OP, OFF), (COPY, NO_OP), (ENCODE, COPY), (WRITE, ENCODE)):
+    order = [OFF, NO_OP, COPY, ENCODE, WRITE, DATA]
+    for name, below in ((CONTROL, OFF), *zip(order[1:], order[:-1], strict=True)):
         expected = [a - b for a, b in zip(steps[name], steps[below], strict=True)]
         assert found.rung(name).more_s.rounds == pytest.approx(expected)
 
