@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench bench-compare performance breadth format clean
+.PHONY: demo test check bench bench-against bench-compare performance breadth format clean
 
 demo: $(VENV)/demo
 	$(BIN)/layertap demo --out demo-out
@@ -20,8 +20,15 @@ check: $(VENV)/dev
 NAME ?= latest
 bench: $(VENV)/dev
 	mkdir -p $(dir benchmarks/$(NAME))
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/$(NAME).json
+	$(BIN)/python -m pytest benchmarks --ignore benchmarks/bench_against.py --benchmark-only --benchmark-json=benchmarks/$(NAME).json
 	$(BIN)/python benchmarks/performance.py benchmarks/$(NAME).json
+
+# The same job by what one would pick instead: make bench-against
+bench-against: $(VENV)/dev
+	$(BIN)/pip install -e '.[against]'
+	mkdir -p $(dir benchmarks/$(NAME))
+	$(BIN)/python -m pytest benchmarks/bench_against.py --benchmark-only --benchmark-json=benchmarks/$(NAME)-against.json
+	$(BIN)/python benchmarks/performance.py benchmarks/$(NAME)-against.json
 
 # Whether this tree is slower than a revision: make bench-compare BASE=main
 bench-compare: $(VENV)/dev

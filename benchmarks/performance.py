@@ -1,6 +1,6 @@
-"""Writes tables of results: `docs/performance.md` of all that are kept, or of one file beside it.
+"""Writes tables of results: pages of `docs/` of all that are kept, or of one file beside it.
 
-    python benchmarks/performance.py                          # all results -> docs/performance.md, README.md
+    python benchmarks/performance.py                          # all results -> docs/, README.md
     python benchmarks/performance.py benchmarks/latest.json   # -> benchmarks/latest.md
 
 Every number comes from the JSON that pytest-benchmark wrote, and every explanation from the docstring of the
@@ -19,6 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "performance.md"
+AGAINST = HERE.parent / "docs" / "against.md"
 README, SHORT = HERE.parent / "README.md", "cpu-2-cores"
 BEGIN, END = "<!-- measured: written by benchmarks/performance.py -->", "<!-- end -->"
 PARTS = {
@@ -36,12 +37,27 @@ in turn, in random order, and compared round by round: a ratio is the median of 
 interval of 90 % by the bootstrap in brackets. An arm that is run twice (`again`, `control`) tells how far
 two arms lie apart that do not differ. Nothing here was measured on a GPU yet.
 """
+AGAINST_HEAD = """# Against what one would pick instead
+
+One job, done by layertap and by other ways, and four questions that each way was asked.
+`python benchmarks/performance.py` writes this page from [benchmarks/results](../benchmarks/results); none of
+its numbers or words about a way is typed. thingsvision is not among them: it pins torch 2.0.1, torchvision
+0.15.2 and numpy 1.26, which are older than what the others run on here.
+"""
 Figures = Mapping[str, Any]
 
 
-def page(files: Sequence[Path]) -> str:
-    """Return all results as one page."""
-    parts = [HEAD]
+def pages() -> dict[Path, str]:
+    """Return the pages that are written from results."""
+    files = sorted(RESULTS.glob("*.json"))
+    against = [file for file in files if file.stem.startswith("against")]
+    found = {PAGE: page([file for file in files if file not in against])}
+    return found | ({AGAINST: page(against, AGAINST_HEAD)} if against else {})
+
+
+def page(files: Sequence[Path], head: str = HEAD) -> str:
+    """Return results as one page."""
+    parts = [head]
     for file in files:
         parts += [f"## {file.stem}", *sections(json.loads(file.read_text()))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -244,9 +260,9 @@ def words(key: str) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Write the page of all results, or beside each file that is named."""
     if not arguments:
-        PAGE.write_text(page(sorted(RESULTS.glob("*.json"))))
-        README.write_text(readme())
-        print(PAGE, README)
+        for file, text in {**pages(), README: readme()}.items():
+            file.write_text(text)
+            print(file)
     for argument in arguments:
         file = Path(argument)
         target = file.with_suffix(".md")
