@@ -1,21 +1,23 @@
 """The graph of an ONNX model: what its nodes are called, and a copy of it that gives more.
 
 A node has many names here: its own, those of its tensors, and, where a PyTorch exporter wrote the graph, the
-path of the module whose output it makes (`layer1.0.conv1`). The dynamo exporter leaves that path in the
-metadata of nodes, the older one in their names (`/layer1/layer1.0/conv1/Conv`).
+path of the module whose output it makes (`layer1.0.conv1`).
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_CLASSES = "pkg.torch.onnx.class_hierarchy"
+from ..capture.taps import ROOT
+from .onnx_dims import dims_of_maps
+from .onnx_modules import modules_of
+
+_Tensors = list[tuple[int | str, str]]
 
 
 @dataclass(frozen=True)
@@ -34,55 +36,59 @@ class Node:
     """The node whose body it is part of; empty for those of the graph itself."""
 
     @property
-    def outputs(self) -> list[tuple[int, str]]:
-        """Places and names of the tensors that it makes."""
-        return [(i, name) for i, name in enumerate(self.proto.output) if name]
-
-
-@dataclass
-class _Scopes:
-    """The modules that a node was traced in, from the outermost."""
-
-    paths: list[str] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
+    def outputs(self) -> _Tensors:
+        """Keys and names of the tensors that it makes: by place, and those of the model by name."""
+        return [(name if self.name == ROOT else i, name) for i, name in enumerate(self.proto.output) if name]
 
 
 class Graph:
     """The nodes of a model's graph, and the bodies that they hold."""
 
     def __init__(self, model: ModelProto) -> None:
-        graph = model.graph
+        self._graph = graph = model.graph
         #: Tensors that are part of the model: the same in each run.
         self.constants = {tensor.name for tensor in graph.initializer}
         self.constants |= {tensor.values.name for tensor in graph.sparse_initializer}
         self.constants |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
-        self.inputs = [value for value in graph.input if value.name not in self.constants]
         self.outputs = [value.name for value in graph.output]
+        #: The model itself, as a node, so that whoever looks at all nodes may look at it too.
+        self.root = Node(ROOT, NodeProto(name=ROOT, op_type="Graph", output=self.outputs), ("Graph",))
         self.nodes = _named(graph, model.producer_name == "pytorch")
-        #: Nodes that lie in the bodies of others (If, Loop, Scan).
-        self.bodies = self._bodies()
-        #: All of them by the identity of their protobufs.
-        self.named = {id(node.proto): node for node in (*self.nodes, *self.bodies)}
 
-    def given(self, node: NodeProto) -> list[tuple[int, str]]:
-        """Return places and names of the tensors that a node gets and that differ from run to run."""
-        return [(i, name) for i, name in enumerate(node.input) if name and name not in self.constants]
-
-    def _bodies(self) -> list[Node]:
+    @cached_property
+    def bodies(self) -> list[Node]:
+        """Nodes that lie in the bodies of others (If, Loop, Scan)."""
         taken = {name for node in self.nodes for name in (node.name, *node.aliases)}
         found = []
         for node in self.nodes:
             for i, (where, inner) in enumerate(_inner(node.proto)):
                 name = f"{node.name}.{where}.{inner.name or f'{inner.op_type}_{i}'}"
-                aliases = tuple({inner.name: 0, **dict.fromkeys(inner.output)})
-                aliases = tuple(alias for alias in aliases if alias and alias not in taken)
+                aliases = dict.fromkeys(filter(None, (inner.name, *inner.output)))
+                found.append(
+                    Node(
+                        name, inner, (inner.op_type,), tuple(a for a in aliases if a not in taken), node.name
+                    )
+                )
                 taken |= {name, *aliases}
-                found.append(Node(name, inner, (inner.op_type,), aliases, node.name))
         return found
+
+    @cached_property
+    def all(self) -> dict[int, Node]:
+        """The model, the nodes in their order, and those in bodies, by the identity of their protobufs."""
+        return {id(node.proto): node for node in (self.root, *self.nodes, *self.bodies)}
+
+    @cached_property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """The axes of a row of those tensors that are maps if it has three of them."""
+        return dict(dims_of_maps(self._graph.node))
+
+    def given(self, node: NodeProto) -> _Tensors:
+        """Return places and names of the tensors that a node gets and that differ from run to run."""
+        return [(i, name) for i, name in enumerate(node.input) if name and name not in self.constants]
 
 
 def with_outputs(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
-    """Return a copy of `model` whose graph gives `tensors` too; the weights in it are shared where they lie apart."""
+    """Return a copy of `model` whose graph gives `tensors` too."""
     copy = ModelProto()
     copy.CopyFrom(model)
     there = {value.name for value in copy.graph.output}
@@ -92,129 +98,58 @@ def with_outputs(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
 
 
 def _named(graph: GraphProto, by_pytorch: bool) -> list[Node]:
-    """Return the nodes that compute something, with unique names."""
-    protos = [(i, node) for i, node in enumerate(graph.node) if node.op_type != "Constant"]
-    own, taken = dict[int, str](), set[str]()
-    for i, node in protos:
-        name = node.name or f"{node.op_type}_{i}"
-        own[i] = name if name not in taken else f"{name}_{i}"
-        taken.add(own[i])
-    modules = _modules(graph, protos, by_pytorch)
+    """Return the nodes that compute something, with names that are one node's alone."""
+    own = _own_names(graph)
+    taken = set(own.values())
+    modules = modules_of(graph, _users(graph), by_pytorch)
     nodes = []
-    for i, node in protos:
-        paths = {path: kind for path, kind in modules.get(i, {}).items() if path not in taken}
-        names = list(dict.fromkeys([*paths, own[i], *(name for name in node.output if name)]))
-        types = tuple(dict.fromkeys([node.op_type, *filter(None, paths.values())]))
-        nodes.append(Node(names[0], node, types, tuple(names[1:])))
+    for i, name in own.items():
+        proto, paths = graph.node[i], {p: kind for p, kind in modules.get(i, {}).items() if p not in taken}
+        names = list(dict.fromkeys([*paths, name, *filter(None, proto.output)]))
+        types = tuple(dict.fromkeys([proto.op_type, *filter(None, paths.values())]))
+        nodes.append(Node(names[0], proto, types, tuple(names[1:])))
     return _without_doubles(nodes)
+
+
+def _own_names(graph: GraphProto) -> dict[int, str]:
+    """Return the names of the nodes that are no constants, made up from operator and place where need be."""
+    names: dict[int, str] = {}
+    taken = set[str]()
+    for i, node in enumerate(graph.node):
+        if node.op_type != "Constant":
+            name = node.name or f"{node.op_type}_{i}"
+            names[i] = name if name not in taken else f"{name}_{i}"
+            taken.add(names[i])
+    return names
+
+
+def _users(graph: GraphProto) -> dict[str, list[int]]:
+    """Return the places of the nodes that get each tensor, those included that have bodies which use it."""
+    users: dict[str, list[int]] = {}
+    for i, node in enumerate(graph.node):
+        inside = (name for _, inner in _inner(node) for name in inner.input)
+        for name in dict.fromkeys([*node.input, *inside]):
+            users.setdefault(name, []).append(i)
+    return users
 
 
 def _without_doubles(nodes: Sequence[Node]) -> list[Node]:
     """Return `nodes` without aliases that name another node too."""
-    seen = dict.fromkeys(node.name for node in nodes)
+    seen = {node.name for node in nodes}
     clean = []
     for node in nodes:
         aliases = tuple(alias for alias in node.aliases if alias not in seen)
-        seen |= dict.fromkeys(aliases)
-        clean.append(Node(node.name, node.proto, node.types, aliases))
+        seen.update(aliases)
+        clean.append(replace(node, aliases=aliases))
     return clean
-
-
-def _modules(
-    graph: GraphProto, protos: Sequence[tuple[int, NodeProto]], by_pytorch: bool
-) -> dict[int, dict[str, str]]:
-    """Return for each node the modules whose whole output it makes, from the innermost, with their classes.
-
-    That is known where one tensor alone leaves a module.
-    """
-    scopes = {i: _scopes(node, by_pytorch) for i, node in protos}
-    makers = {name: i for i, node in protos for name in node.output if name}
-    users: dict[str, set[int]] = {}
-    for i, node in protos:
-        for name in {*node.input, *_free(node)}:
-            users.setdefault(name, set()).add(i)
-    ends = {value.name for value in graph.output}
-    leaving: dict[str, set[str]] = {}
-    for tensor, maker in makers.items():
-        for path in scopes[maker].paths:
-            outside = any(path not in scopes[user].paths for user in users.get(tensor, ()))
-            if outside or tensor in ends:
-                leaving.setdefault(path, set()).add(tensor)
-    modules: dict[int, dict[str, str]] = {}
-    for path, tensors in leaving.items():
-        (tensor, *more), maker = tensors, makers[min(tensors)]
-        if more or len([name for name in graph.node[maker].output if name]) > 1:
-            continue
-        if path == scopes[maker].paths[-1] and _is_folded(graph.node[maker]):
-            continue
-        at = scopes[maker].paths.index(path)
-        kinds = scopes[maker].classes
-        modules.setdefault(maker, {})[path] = kinds[at] if at < len(kinds) else ""
-    return {i: dict(sorted(paths.items(), key=lambda one: -len(one[0]))) for i, paths in modules.items()}
-
-
-def _is_folded(node: NodeProto) -> bool:
-    """Return whether the older exporter merged a batch norm into a convolution, which keeps the latter's name.
-
-    Then its weight is a new one, called `onnx::Conv_274`.
-    """
-    return node.op_type.startswith("Conv") and len(node.input) > 1 and node.input[1].startswith("onnx::")
-
-
-def _scopes(node: NodeProto, by_pytorch: bool) -> _Scopes:
-    """Return the modules that a PyTorch exporter says that `node` belongs to."""
-    about = {entry.key: entry.value for entry in node.metadata_props}
-    if _SCOPES in about:
-        paths, kinds = _texts(about[_SCOPES]), _texts(about.get(_CLASSES, "[]"))
-        pairs = [
-            (path, kinds[i].rpartition(".")[2] if i < len(kinds) else "")
-            for i, path in enumerate(paths[:-1])  # the last is the operation
-            if path
-        ]
-        return _Scopes([path for path, _ in pairs], [kind for _, kind in pairs])
-    if by_pytorch and node.name.startswith("/"):
-        return _Scopes(list(_nested(node.name.split("/")[1:-1])))
-    return _Scopes()
-
-
-def _nested(segments: Sequence[str]) -> Iterator[str]:
-    """Yield the paths that the segments of a name stand for: `layer1`, `layer1.0` are one inside the other."""
-    path = before = ""
-    for segment in segments:
-        if before and segment.startswith(f"{before}."):
-            path += segment[len(before) :]
-        else:
-            path = f"{path}.{segment}" if path else segment
-        before = segment
-        yield path
-
-
-def _texts(written: str) -> list[str]:
-    try:
-        read = ast.literal_eval(written)
-    except (ValueError, SyntaxError):
-        return []
-    return [str(text) for text in read] if isinstance(read, list) else []
-
-
-def _graphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.name, attribute.g
-        for i, graph in enumerate(attribute.graphs):
-            yield f"{attribute.name}[{i}]", graph
 
 
 def _inner(node: NodeProto) -> Iterator[tuple[str, NodeProto]]:
     """Yield the nodes in the bodies of `node`, also in those inside, with the body that they lie in."""
-    for where, graph in _graphs(node):
-        for inner in graph.node:
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+        for inner in (inner for graph in graphs for inner in graph.node):
             if inner.op_type != "Constant":
-                yield where, inner
+                yield attribute.name, inner
             for deeper, one in _inner(inner):
-                yield f"{where}.{deeper}", one
-
-
-def _free(node: NodeProto) -> set[str]:
-    """Return the tensors that the bodies of `node` use; some of them come from outside."""
-    return {name for _, inner in _inner(node) for name in inner.input}
+                yield f"{attribute.name}.{deeper}", one

@@ -15,17 +15,15 @@ from ..capture.taps import (
     Patterns,
     TapName,
     as_list,
+    key_of,
     select,
 )
 from .onnx_graph import Graph, Node
 
-_KINDS = ("input", OUTPUT)
-
 
 def layers_of(graph: Graph) -> list[Layer]:
     """Return the model, the nodes of its graph in their order, and those that lie in the bodies of nodes."""
-    root = Layer(ROOT, ("Graph",), graph, kinds=(OUTPUT,))
-    return [root, *map(_layer, (*graph.nodes, *graph.bodies))]
+    return [_layer(node) for node in graph.all.values()]
 
 
 def chosen(graph: Graph, patterns: Patterns) -> list[Choice]:
@@ -36,9 +34,9 @@ def chosen(graph: Graph, patterns: Patterns) -> list[Choice]:
     """
     layers = [called for layer in layers_of(graph) for called in _called(layer)]
     parts = {
-        tensor: f"{node.name}[{i}]"
+        tensor: f"{node.name}[{key}]"
         for node in graph.nodes
-        for i, tensor in node.outputs
+        for key, tensor in node.outputs
         if len(node.outputs) > 1
     }
     asked: list[Pattern] = [parts.get(p, p) if isinstance(p, str) else p for p in as_list(patterns)]
@@ -50,21 +48,18 @@ def chosen(graph: Graph, patterns: Patterns) -> list[Choice]:
 
 def tensors_of(graph: Graph, choice: Choice) -> dict[Path, str]:
     """Return the tensors that `choice` takes, by their paths."""
-    if choice.layer.module is graph:
-        found: list[tuple[int | str, str]] = [(name, name) for name in graph.outputs]
-    elif choice.kind == OUTPUT:
-        found = [*graph.named[id(choice.layer.module)].outputs]
-    else:
-        found = [*graph.given(choice.layer.module)]
-    paths: list[tuple[Path, str]] = (
-        [((), found[0][1])] if len(found) == 1 else [((key,), t) for key, t in found]
-    )
+    node = graph.all[id(choice.layer.module)]
+    found = node.outputs if choice.kind == OUTPUT else graph.given(node.proto)
+    paths: list[tuple[Path, str]] = [
+        ((key_of(key),) if len(found) > 1 else (), tensor) for key, tensor in found
+    ]
     name, kind = choice.layer.name, choice.kind
     return {path: tensor for path, tensor in paths if choice.takes(TapName(name, 1, path, kind))}
 
 
 def _layer(node: Node) -> Layer:
-    return Layer(node.name, node.types, node.proto, node.aliases, (OUTPUT,) if node.inside else _KINDS)
+    kinds = (OUTPUT,) if node.inside or node.name == ROOT else ("input", OUTPUT)
+    return Layer(node.name, node.types, node.proto, node.aliases, kinds)
 
 
 def _called(layer: Layer) -> list[Layer]:
@@ -74,17 +69,15 @@ def _called(layer: Layer) -> list[Layer]:
 
 
 def _as_one(choices: Sequence[Choice]) -> Choice:
-    """Return one choice for those of one layer, under the first name that was said, or that matched."""
+    """Return one choice for those of one layer, under the first name that was said, or else that matched."""
     said = [choice for choice in choices if choice.named is None or choice.named]
     layer = (said or choices)[0].layer
 
-    def renamed(taps: frozenset[TapName]) -> frozenset[TapName]:
-        return frozenset(replace(tap, layer=layer.name) for tap in taps)
+    def renamed(taps: frozenset[TapName] | None) -> frozenset[TapName]:
+        return frozenset(replace(tap, layer=layer.name) for tap in taps or ())
 
-    only, named = frozenset[TapName](), frozenset[TapName]()
-    for choice in choices:
-        only |= renamed(choice.only)
-        named |= renamed(choice.named or frozenset())
+    only = frozenset[TapName]().union(*(renamed(choice.only) for choice in choices))
+    named = frozenset[TapName]().union(*(renamed(choice.named) for choice in choices))
     whole = any(not choice.only for choice in choices)
     insisted = any(choice.named is None for choice in choices)
     return Choice(layer, frozenset() if whole else only, choices[0].kind, None if insisted else named)

@@ -254,6 +254,8 @@ class Backend(ABC):
 
     name: str
     """What the user calls it, and what the store says."""
+    packages: tuple[str, ...] = ()
+    """Packages whose versions the store keeps; the one of the backend's name where this is empty."""
 
     @abstractmethod
     def accepts(self, model: Any) -> bool:
@@ -272,7 +274,7 @@ class Backend(ABC):
         """
 
     def describe(self, model: Any) -> Json:
-        """Return what identifies the model: its type, and a fingerprint of its weights."""
+        """Return what identifies the model: type, fingerprint of its weights, and name if it has one."""
         return {"type": type(model).__name__}
 
     def batches(self, source: Source, steps: Iterable[range], workers: int) -> Iterator[Batch]:
@@ -296,6 +298,10 @@ class Backend(ABC):
         if device not in (None, "cpu"):
             raise PlanError(f"the backend {self.name!r} has no device {device!r}")
         return model
+
+    def example(self, model: Any, n_rows: int) -> Batch | None:
+        """Return up to `n_rows` rows of noise that `model` takes; None where it does not say what that is."""
+        return None
 
     @abstractmethod
     def survey(self, model: Any, batch: Batch) -> list[Surveyed]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import layertap as lt
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from layertap.backends.onnx_model import OnnxModel  # noqa: E402
-from layertap.capture.testing import BackendContract, StopError, Subject, inputs  # noqa: E402
+from layertap.capture.testing import BackendContract, StopError, Subject  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 
@@ -37,7 +35,7 @@ def graph(nodes: Any, weights: Any = None, ins: Any = None, outs: Any = ("out",)
 
 
 def small() -> Any:
-    """A convolution, a Relu, a Split in two parts, and a Gather that fails if the input `index` is 1 or more."""
+    """A convolution, a Relu, a Split, and a Gather that fails if the input `index` is 1 or more."""
     rng = np.random.default_rng(0)
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], "conv", kernel_shape=[3, 3], pads=[1] * 4),
