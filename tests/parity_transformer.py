@@ -64,7 +64,7 @@ def inputs(n_rows: int, seed: int = 1) -> Array:
 
 
 def trained(seed: int = 0) -> Any:
-    """Return the network in torch, with layers `embed`, `block0`, `block0.norm1` and so on, `norm`, `head`."""
+    """Return the network in torch: layers `embed`, `block0`, `block0.norm1` and so on, `norm`, `head`."""
     import torch
     import torch.nn.functional as F
     from torch import Tensor, nn
