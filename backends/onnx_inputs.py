@@ -26,14 +26,15 @@ class Inputs:
         #: All that may be given; those that are also weights have a value already.
         self.optional = {value.name: value for value in graph.input}
         self.needed = [value for value in graph.input if value.name not in weights]
-        sizes = {size for value in self.needed if (size := _size(value, 0)) is not None}
+        #: The first input that has axes: its first one is that of the rows.
+        self._rows = next((value for value in self.needed if value.type.tensor_type.shape.dim), None)
         #: How many rows a batch has; None where the model leaves that open.
-        self.batch_size = sizes.pop() if len(sizes) == 1 else None
+        self.batch_size = None if self._rows is None else _size(self._rows, 0)
 
     @property
     def has_rows(self) -> bool:
-        """Whether the graph says of some input what its first axis is, by a number or a name."""
-        return any(value.type.tensor_type.shape.dim for value in self.needed)
+        """Whether the graph says of some input that it has axes, and so rows."""
+        return self._rows is not None
 
     @property
     def names(self) -> list[str]:
