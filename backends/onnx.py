@@ -155,6 +155,7 @@ class OnnxSession(ReturnedSession):
     def learn(self, returned: Returned, n_rows: int) -> None:
         """Keep what was chosen of the first batch; from then on nothing else is a result."""
         for choice in self._choices:
+            self._check_parts(choice)
             self._drop(choice, returned[_whole(choice)], n_rows)
         self._choices = [choice for choice in self._choices if self._tensors[_whole(choice)]]
         super().learn(returned, n_rows)
@@ -182,6 +183,19 @@ class OnnxSession(ReturnedSession):
             }
             found.append(replace(one, kinds=choice.layer.kinds, refused=refused))
         return [*found, *map(_in_a_body, self._model.graph.bodies)]
+
+    def _check_parts(self, choice: Choice) -> None:
+        """Hold the parts that were asked for against those that there are.
+
+        Raises:
+            CaptureError: one was asked for by name and is not there.
+        """
+        there = [TapName(choice.layer.name, 1, path, choice.kind) for path in self._tensors[_whole(choice)]]
+        for wanted in choice.only:
+            if not any(Choice(choice.layer, frozenset((wanted,)), choice.kind).takes(tap) for tap in there):
+                self.leave_out(
+                    choice, wanted, "is not there: a node gives other results, or gets other inputs"
+                )
 
     def _drop(self, choice: Choice, value: Any, n_rows: int) -> None:
         """Leave out what a store cannot hold, and what has no rows.

@@ -15,6 +15,7 @@ from ..capture.taps import (
     Patterns,
     TapName,
     as_list,
+    choose,
     key_of,
     select,
 )
@@ -32,7 +33,6 @@ def chosen(graph: Graph, patterns: Patterns) -> list[Choice]:
     Raises:
         SelectionError: a pattern matches nothing.
     """
-    layers = [called for layer in layers_of(graph) for called in _called(layer)]
     parts = {
         tensor: f"{node.name}[{key}]"
         for node in graph.nodes
@@ -40,10 +40,7 @@ def chosen(graph: Graph, patterns: Patterns) -> list[Choice]:
         if len(node.outputs) > 1
     }
     asked: list[Pattern] = [parts.get(p, p) if isinstance(p, str) else p for p in as_list(patterns)]
-    same: dict[tuple[int, str], list[Choice]] = {}
-    for choice in select(layers, asked):
-        same.setdefault((id(choice.layer.module), choice.kind), []).append(choice)
-    return [_as_one(choices) for choices in same.values()]
+    return [_called(choice, asked) for choice in select(layers_of(graph), asked)]
 
 
 def tensors_of(graph: Graph, choice: Choice) -> dict[Path, str]:
@@ -62,22 +59,24 @@ def _layer(node: Node) -> Layer:
     return Layer(node.name, node.types, node.proto, node.aliases, kinds)
 
 
-def _called(layer: Layer) -> list[Layer]:
-    """Return `layer` under each of its names."""
+def _called(choice: Choice, patterns: Sequence[Pattern]) -> Choice:
+    """Return `choice` with its layer called by the name that was said, or else by the first that matched."""
+    layer = choice.layer
     names = (layer.name, *layer.aliases)
-    return [replace(layer, name=name, aliases=tuple(n for n in names if n != name)) for name in names]
+    called = [replace(layer, name=name, aliases=()) for name in names]
+    matches = [
+        match
+        for pattern in patterns
+        if not (isinstance(pattern, str) and pattern.startswith("!"))
+        for match in choose(called, pattern)[0]
+        if match.kind == choice.kind
+    ]
+    said = [match for match in matches if match.named is None or match.named]
+    name = (said or matches)[0].layer.name
 
+    def renamed(taps: frozenset[TapName]) -> frozenset[TapName]:
+        return frozenset(replace(tap, layer=name) for tap in taps)
 
-def _as_one(choices: Sequence[Choice]) -> Choice:
-    """Return one choice for those of one layer, under the first name that was said, or else that matched."""
-    said = [choice for choice in choices if choice.named is None or choice.named]
-    layer = (said or choices)[0].layer
-
-    def renamed(taps: frozenset[TapName] | None) -> frozenset[TapName]:
-        return frozenset(replace(tap, layer=layer.name) for tap in taps or ())
-
-    only = frozenset[TapName]().union(*(renamed(choice.only) for choice in choices))
-    named = frozenset[TapName]().union(*(renamed(choice.named) for choice in choices))
-    whole = any(not choice.only for choice in choices)
-    insisted = any(choice.named is None for choice in choices)
-    return Choice(layer, frozenset() if whole else only, choices[0].kind, None if insisted else named)
+    layer = replace(layer, name=name, aliases=tuple(other for other in names if other != name))
+    named = None if choice.named is None else renamed(choice.named)
+    return Choice(layer, renamed(choice.only), choice.kind, named)
