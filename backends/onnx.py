@@ -193,9 +193,10 @@ class OnnxSession(ReturnedSession):
         there = [TapName(choice.layer.name, 1, path, choice.kind) for path in self._tensors[_whole(choice)]]
         for wanted in choice.only:
             if not any(Choice(choice.layer, frozenset((wanted,)), choice.kind).takes(tap) for tap in there):
-                self.leave_out(
-                    choice, wanted, "is not there: a node gives other results, or gets other inputs"
-                )
+                # The choice holds what was asked for alone, and all are to be shown.
+                every = tensors_of(self._model.graph, replace(choice, only=frozenset()))
+                names = ", ".join(str(replace(wanted, path=path)) for path in every)
+                self.leave_out(choice, wanted, f"is not there: there is {names or 'nothing'}")
 
     def _drop(self, choice: Choice, value: Any, n_rows: int) -> None:
         """Leave out what a store cannot hold, and what has no rows.
