@@ -27,8 +27,7 @@ from onnx_models import node  # noqa: E402
 def saved(path: Path, made: Any = None, *, beside: bool = False) -> Path:
     """The file of a model, with its weights beside it if asked for."""
     path.parent.mkdir(exist_ok=True)
-    options = {"save_as_external_data": True, "size_threshold": 0, "location": "w.bin"} if beside else {}
-    onnx.save(made or plain(), str(path), **options)
+    onnx.save(made or plain(), str(path), save_as_external_data=beside, location="w.bin", size_threshold=256)
     return path
 
 
