@@ -5,10 +5,10 @@
 
 The job: ResNet-20 over 4,000 pictures of CIFAR-10's test set (noise, where they are not at hand), batch 64,
 in memory beforehand; the outputs of `conv1`, `layer1`, `layer2` and `layer3` in float32 (721 MB) lie on disk
-at the end. Each run is a process of its own, after its imports and one forward; arms are interleaved. `over the
-forward alone` is the ratio of the walls, round by round. `with sync` adds the seconds until the file system
-has written what is left in memory; layertap and torchlens have done that for each file already. `more MiB` is
-by how much the process's peak memory grew in the job, mapped files included.
+at the end. Each run is a process of its own, after its imports and one forward; arms are interleaved. `over
+the forward alone` is the ratio of the walls, round by round. `with sync` adds the seconds until the file
+system has written what is left in memory; layertap and torchlens have done that for each file already.
+`more MiB` is by how much the process's peak memory grew in the job, mapped files included.
 
 Then each way is asked, and what it says is worked out from what it left on disk, against clones taken in
 place: whether a layer whose output is overwritten by the next one has its own values; whether both calls of a

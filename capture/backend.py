@@ -8,12 +8,14 @@ only where the user has imported it already or asked for the backend by name.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -36,11 +38,15 @@ from .taps import OUTPUT, Layer, Patterns, TapName
 
 Json = dict[str, Any]
 
-#: Backends of this package: name -> (framework, class). The order is the order in which they are asked.
-BACKENDS: dict[str, tuple[str | None, str]] = {
+#: Backends of this package: name -> (framework or frameworks, class), in the order in which they are asked.
+BACKENDS: dict[str, tuple[str | tuple[str, ...] | None, str]] = {
     "torch": ("torch", "layertap.backends.torch:TorchBackend"),
+    "onnx": (("onnxruntime", "onnx"), "layertap.backends.onnx:OnnxBackend"),
     "arrays": (None, "layertap.backends.arrays:ArraysBackend"),
 }
+
+#: Suffix of a model's file -> the backend that takes its path for a model.
+MODEL_FILES: dict[str, str] = {".onnx": "onnx"}
 
 
 @dataclass(frozen=True)
@@ -258,6 +264,8 @@ class Backend(ABC):
 
     name: str
     """What the user calls it, and what the store says."""
+    packages: tuple[str, ...] = ()
+    """Packages whose versions the store keeps; the one of the backend's name where this is empty."""
 
     @abstractmethod
     def accepts(self, model: Any) -> bool:
@@ -276,7 +284,7 @@ class Backend(ABC):
         """
 
     def describe(self, model: Any) -> Json:
-        """Return what identifies the model: its type, and a fingerprint of its weights."""
+        """Return what identifies the model: type, fingerprint of its weights, and name if it has one."""
         return {"type": type(model).__name__}
 
     def batches(self, source: Source, steps: Iterable[range], workers: int) -> Iterator[Batch]:
@@ -308,6 +316,10 @@ class Backend(ABC):
         """
         return {}
 
+    def example(self, model: Any, n_rows: int) -> Batch | None:
+        """Return up to `n_rows` rows of noise that `model` takes; None where it does not say what that is."""
+        return None
+
     @abstractmethod
     def survey(self, model: Any, batch: Batch) -> list[Surveyed]:
         """Run `model` once and return what can be captured, in the order of the model."""
@@ -326,10 +338,10 @@ def backend_named(name: str) -> Backend:
         try:
             return _load(target)
         except ModuleNotFoundError as error:
-            if error.name != framework:
+            if error.name not in _frameworks(framework):
                 raise
             raise MissingPackageError(
-                f"the backend {name!r} needs {framework}; install it with: pip install 'layertap[{name}]'"
+                f"the backend {name!r} needs {error.name}; install it with: pip install 'layertap[{name}]'"
             ) from error
     if name in found:
         backend: Backend = found[name].load()()
@@ -340,11 +352,16 @@ def backend_named(name: str) -> Backend:
 def backend_for(model: Any) -> Backend:
     """Return the backend that accepts `model`, asking only those whose framework is imported already.
 
+    A path is asked for by its suffix, whatever is imported.
+
     Raises:
         PlanError: none does.
+        MissingPackageError: what a file of that suffix needs is not installed.
     """
+    if isinstance(model, str | os.PathLike) and (suffix := Path(model).suffix.lower()) in MODEL_FILES:
+        return backend_named(MODEL_FILES[suffix])
     for name, (framework, _) in BACKENDS.items():
-        if framework is not None and framework in sys.modules:
+        if any(package in sys.modules for package in _frameworks(framework)):
             backend = backend_named(name)
             if backend.accepts(model):
                 return backend
@@ -357,9 +374,13 @@ def backend_for(model: Any) -> Backend:
     if arrays.accepts(model):
         return arrays
     raise PlanError(
-        f"no backend takes a {type(model).__name__}; a model is a torch.nn.Module, or a function that "
-        "takes a batch and returns a dict of arrays"
+        f"no backend takes a {type(model).__name__}; a model is a torch.nn.Module, the path of a file "
+        f"({', '.join(MODEL_FILES)}), or a function that takes a batch and returns a dict of arrays"
     )
+
+
+def _frameworks(said: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if said is None else (said,) if isinstance(said, str) else said
 
 
 def _load(target: str) -> Backend:

@@ -84,10 +84,12 @@ def input_options(command: Command) -> Command:
 @click.command()
 @click.argument("model")
 @click.argument("data", required=False)
-@click.option("--size", default="3,224,224", show_default=True, help="Shape of one input, without DATA.")
+@click.option(
+    "--size", help="Shape of one input, without DATA; by default what the model tells, or 3,224,224."
+)
 @input_options
 @reports_errors
-def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
+def layers(model: str, data: str | None, size: str | None, **inputs: Any) -> None:
     """List what can be captured of a model.
 
     MODEL is torchvision:NAME or file.py:factory. The model runs once, on three rows of DATA or on noise. The
@@ -98,7 +100,6 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
     layertap layers model.py:build folder:pictures --resize 224
     """
     from .backend import backend_for
-    from .data import Batch
     from .dtypes import named_dtype
     from .plan import show_bytes
     from .specs import load_model
@@ -111,16 +112,14 @@ def layers(model: str, data: str | None, size: str, **inputs: Any) -> None:
         source = load_source(data, backend, loaded.preprocess, **inputs)
         batch = source.batch(range(min(3, source.n_rows)))
     else:
-        import numpy as np
-
-        noise = np.random.default_rng(0).standard_normal((3, *numbers(size, "--size", int)), np.float32)
-        batch = Batch(range(3), (noise,))
+        batch = (None if size else backend.example(network, 3)) or _noise(size or "3,224,224")
     try:
         found = backend.survey(network, batch)
     except LayertapError:
         raise
     except Exception as error:
-        what = f"the first rows of {data}" if data else f"an input of shape {size}"
+        shapes = [",".join(map(str, v.shape[1:])) for v in (*batch.inputs, *batch.kwargs.values())]
+        what = f"the first rows of {data}" if data else f"an input of shape {' and '.join(shapes)}"
         raise PlanError(
             f"{model} does not run on {what}: {error}. Name DATA that fits it, or another --size"
         ) from error
@@ -496,6 +495,16 @@ def load_source(
         base = replace(base, resize=None, crop=None)
     source.preprocess = replace(base, **said)
     return source
+
+
+def _noise(size: str) -> Any:
+    """Return a batch of three rows of noise."""
+    import numpy as np
+
+    from .data import Batch
+
+    shape = numbers(size, "--size", int)
+    return Batch(range(3), (np.random.default_rng(0).standard_normal((3, *shape), np.float32),))
 
 
 def numbers(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:

@@ -20,7 +20,9 @@ _WIDEST = 120
 @click.argument("model")
 @click.argument("data", required=False)
 @click.option("--layers", "patterns", multiple=True, help="As for capture; all that can be, if none.")
-@click.option("--size", default="3,224,224", show_default=True, help="Shape of one input, without DATA.")
+@click.option(
+    "--size", help="Shape of one input, without DATA; by default what the model tells, or 3,224,224."
+)
 @click.option(
     "--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Rows of a forward."
 )
@@ -51,7 +53,7 @@ def profile(
     model: str,
     data: str | None,
     patterns: tuple[str, ...],
-    size: str,
+    size: str | None,
     reductions: tuple[str, ...],
     no_run: bool,
     score: str | None,
@@ -93,7 +95,7 @@ def profile(
         network,
         source,
         split_patterns(patterns) or "**",
-        size=numbers(size, "--size", int),
+        size=numbers(size, "--size", int) if size else None,
         reduce=reductions or None,
         score=None if score is None else read_score(score),
         name=loaded.name,

@@ -30,10 +30,10 @@ def write_log(place: Place, started: float, stages: Stages, failed: bool) -> Non
         place.note(f"{LOG}/{name}", (json.dumps(entry, indent=1) + "\n").encode())
 
 
-def versions(backend: str) -> dict[str, str]:
+def versions(*packages: str) -> dict[str, str]:
     """Return the versions of what makes a store's values."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in ("layertap", "numpy", backend):
+    for package in ("layertap", "numpy", *packages):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -54,20 +54,34 @@ _RUN_S, _READ_S = 5.0, 2.0  # that the real capture takes, and reading of it, ab
 _SURVEYED_ROWS = 3
 _SEEN = 0.02  # of the model: less cannot be told from it in a picture
 _NOISE_ROWS = 64
+_PICTURE = (3, 224, 224)
+_NOISE_OF = 10_000  # rows
 
 
 class NoiseSource(Source):
-    """Standard normal noise of the shape of a model's input, as many rows as are asked for."""
+    """Noise that a model takes, as many rows as are asked for: a few that come again and again."""
 
     name = "noise"
 
-    def __init__(self, shape: Sequence[int], n_rows: int) -> None:
+    def __init__(self, example: Batch, n_rows: int) -> None:
         self.n_rows = n_rows
-        self._values = np.random.default_rng(0).standard_normal((_NOISE_ROWS, *shape), np.float32)
+        self._example = example
+
+    @classmethod
+    def of(cls, backend: Backend, model: Any, size: Sequence[int] | None, n_rows: int) -> NoiseSource:
+        """Return noise of the shape that is said, else of what the model tells, else of pictures."""
+        example = backend.example(model, _NOISE_ROWS) if size is None else None
+        if example is None:
+            shape = (_NOISE_ROWS, *(size or _PICTURE))
+            values = np.random.default_rng(0).standard_normal(shape, np.float32)
+            example = Batch(range(_NOISE_ROWS), (values,))
+        return cls(example, n_rows)
 
     def batch(self, rows: range) -> Batch:
         """Return rows that come again after a while."""
-        return Batch(rows, (self._values[np.arange(rows.start, rows.stop) % _NOISE_ROWS],))
+        at = np.arange(rows.start, rows.stop) % len(self._example.rows)
+        inputs = tuple(values[at] for values in self._example.inputs)
+        return Batch(rows, inputs, {name: values[at] for name, values in self._example.kwargs.items()})
 
 
 @dataclass(frozen=True)
@@ -237,7 +251,7 @@ def profile(
     data: Any = None,
     layers: Patterns = "**",
     *,
-    size: Sequence[int] = (3, 224, 224),
+    size: Sequence[int] | None = None,
     batch_size: int = 16,
     workers: int | None = None,
     score: Score | None = None,
@@ -265,9 +279,9 @@ def profile(
 
     Args:
         model: see `record_dataset`.
-        data: likewise; None is noise of the shape `size`.
+        data: likewise; None is noise.
         layers: likewise; all that can be captured.
-        size: shape of one input where there are no data.
+        size: shape of one input where there are no data; None is what the model tells, or (3, 224, 224).
         batch_size: see `record_dataset`.
         workers: likewise.
         score: likewise.
@@ -303,7 +317,7 @@ def profile(
         raise PlanError(f"a batch has at least one row; {batch_size} were asked for")
     if not Path(at).is_dir():
         raise PlanError(f"there is no folder {at} whose disk could be measured")
-    given = NoiseSource(size, 10_000) if data is None else data
+    given = NoiseSource.of(chosen, model, size, _NOISE_OF) if data is None else data
     source = source_of(chosen, given, mean, std, lists=bool(ragged or pad))
     batch_size = min(batch_size, source.n_rows)
     how = varying(ragged, pad, mask)
@@ -378,7 +392,7 @@ def _profiled(
         n_rows=job.source.n_rows,
         batch_size=job.batch_size,
         n_cores=n_cores(),
-        versions=versions(job.backend.name),
+        versions=versions(*(job.backend.packages or (job.backend.name,))),
         taps=_taps(seen, surveyed, costs),
         left_out=seen.left_out,
         calibration=seen.calibration,

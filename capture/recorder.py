@@ -562,12 +562,13 @@ class Recorder:
         for name, its in self._facts.fields.items():
             about[name]["field"] = its.to_json()
         preprocess = self._facts.preprocess
-        model = self._backend.describe(self._model)
+        model = dict(self._backend.describe(self._model))
+        name = model.pop("name", model["type"])
         facts: Json = {
             "taps": about,
             "left_out": self.left_out,
             "model": {
-                "name": self._facts.model_name or model["type"],
+                "name": self._facts.model_name or name,
                 "backend": self._backend.name,
                 **model,
             },
@@ -579,7 +580,7 @@ class Recorder:
             },
             "classes": None if self._facts.classes is None else [str(name) for name in self._facts.classes],
             "score": self._score_text(),
-            "versions": versions(self._backend.name),
+            "versions": versions(*(self._backend.packages or (self._backend.name,))),
         }
         return Manifest(layout, self._n_rows, facts, constant_values(self._planned))
 

@@ -37,7 +37,7 @@ from .errors import (
 COLLECTIONS: dict[str, tuple[str, str]] = {"torchvision": ("layertap.backends.torchvision", "torch")}
 
 #: Suffix of a model's file -> module with `load_file(path, options)`, and its extra.
-FILES: dict[str, tuple[str, str]] = {}
+FILES: dict[str, tuple[str, str]] = {".onnx": ("layertap.backends.onnx", "onnx")}
 
 
 @dataclass(frozen=True)

@@ -323,7 +323,7 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool], path: Path = ()) -> Iter
         yield path, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from flatten(item, is_leaf, (*path, _key(key)))
+            yield from flatten(item, is_leaf, (*path, key_of(key)))
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         for key in value._fields:
             yield from flatten(getattr(value, key), is_leaf, (*path, key))
@@ -342,7 +342,7 @@ def lists_of_rows(value: Any, n_rows: int, path: Path = ()) -> Iterable[tuple[Pa
             yield path, value
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from lists_of_rows(inner, n_rows, (*path, _key(key)))
+            yield from lists_of_rows(inner, n_rows, (*path, key_of(key)))
     elif isinstance(value, tuple):
         for i, inner in enumerate(value):
             yield from lists_of_rows(inner, n_rows, (*path, i))
@@ -357,7 +357,7 @@ def follow(value: Any, path: Path) -> Any:
     for key in path:
         if isinstance(value, dict):
             if key not in value:  # `flatten` made a text or an int of it
-                key = next((other for other in value if _key(other) == key), key)
+                key = next((other for other in value if key_of(other) == key), key)
             value = value[key]
         elif isinstance(key, int) and isinstance(value, list | tuple):
             value = value[key]
@@ -375,7 +375,7 @@ def replaced(value: Any, path: Path, leaf: Any) -> Any:
     key, rest = path[0], path[1:]
     inner = replaced(follow(value, (key,)), rest, leaf)
     if isinstance(value, dict):
-        value[next(other for other in value if other == key or _key(other) == key)] = inner
+        value[next(other for other in value if other == key or key_of(other) == key)] = inner
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*[inner if name == key else getattr(value, name) for name in value._fields])
     elif isinstance(value, tuple):
@@ -388,10 +388,10 @@ def replaced(value: Any, path: Path, leaf: Any) -> Any:
 
 
 def _read_path(text: str) -> Path:
-    return tuple(_key(key) for key in re.findall(r"\[([^\[\]]+)\]", text))
+    return tuple(key_of(key) for key in re.findall(r"\[([^\[\]]+)\]", text))
 
 
-def _key(key: Any) -> Key:
+def key_of(key: Any) -> Key:
     """Return a dict's key as its tap's name gives it back: an int where it reads as one, else a text."""
     text = str(key)
     return int(text) if _INT.fullmatch(text) else text

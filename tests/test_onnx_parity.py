@@ -1,0 +1,89 @@
+"""A network exported to ONNX gives the store that it gives in torch, to a stated tolerance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import layertap as lt
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+import parity_onnx
+import parity_transformer
+import resnet20
+
+#: Of the largest value of a tap: sums are taken in another order, and batch norms are folded in.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def pictures(cifar) -> Any:
+    source = lt.PictureFolder(cifar, lt.Preprocess(resnet20.MEAN, resnet20.STD))
+    batch = source.batch(range(64))
+    return batch.inputs[0], batch.columns["label"]
+
+
+def both(ours: Any, theirs: Any, data: Any, path: Any, layers: Any) -> tuple[lt.Run, lt.Run]:
+    return (
+        lt.record_dataset(ours, data, path / "onnx", layers, batch_size=16),
+        lt.record_dataset(theirs, data, path / "torch", layers, batch_size=16),
+    )
+
+
+def check_alike(ours: lt.Run, theirs: lt.Run) -> None:
+    assert list(ours.taps) == list(theirs.taps)
+    for name in theirs.taps:
+        got, expected = ours[name], theirs[name]
+        assert (got.shape, got.dtype, got.dims) == (expected.shape, expected.dtype, expected.dims)
+        largest = np.abs(expected[...]).max()
+        assert np.abs(got[...] - expected[...]).max() <= TOLERANCE * largest, name
+
+
+def test_a_residual_network_gives_the_same_store_by_the_names_of_its_modules(pictures, tmp_path):
+    layers = ["bn1", "layer*.?", "layer*.?.bn?", "linear"]
+    ours, theirs = both(parity_onnx.trained(), resnet20.trained(), pictures, tmp_path, layers)
+    assert len(ours.taps) == 1 + 9 + 18 + 1
+    check_alike(ours, theirs)
+    assert np.array_equal(ours.rows["prediction"][...], theirs.rows["prediction"][...])
+    assert (ours.rows["prediction"][...] == ours.rows["label"][...]).mean() > 0.8
+
+
+def test_convolutions_keep_their_names_where_batch_norms_are_not_folded_in(pictures, tmp_path):
+    layers = ["conv1", "bn1", "layer*.?.conv?", "layer2"]
+    ours, theirs = both(parity_onnx.trained(optimize=False), resnet20.trained(), pictures, tmp_path, layers)
+    assert len(ours.taps) == 1 + 1 + 18 + 1
+    check_alike(ours, theirs)
+
+
+def test_a_folded_convolution_does_not_pass_for_the_modules_own(tmp_path):
+    with pytest.raises(lt.SelectionError, match=r"no layer matches 'conv1'"):
+        lt.record_dataset(
+            parity_onnx.trained(), np.zeros((4, 3, 32, 32), np.float32), tmp_path / "s", "conv1"
+        )
+
+
+def test_a_transformer_gives_the_same_store_by_the_names_of_its_modules(tmp_path):
+    layers = ["embed", "block?", "block?.*", "norm", "head"]
+    inputs = parity_transformer.inputs(64)
+    ours, theirs = both(parity_onnx.transformer(), parity_transformer.trained(), inputs, tmp_path, layers)
+    assert len(ours.taps) == 1 + 2 + 16 + 2
+    check_alike(ours, theirs)
+    assert np.array_equal(ours.rows["prediction"][...], theirs.rows["prediction"][...])
+
+
+def test_pictures_drawn_from_either_store_are_the_same_to_a_shade(pictures, tmp_path):
+    layers = ["bn1", "layer2.1"]
+    ours, theirs = both(parity_onnx.trained(), resnet20.trained(), pictures, tmp_path, layers)
+    drawn = []
+    for run in (ours, theirs):
+        path = tmp_path / f"{len(drawn)}.png"
+        lt.draw(run, "grid", rows=[3], layers=layers, channels="top:9").save(path)
+        from PIL import Image
+
+        drawn.append(np.asarray(Image.open(path).convert("RGB")).astype(int))
+    assert drawn[0].shape == drawn[1].shape
+    assert (np.abs(drawn[0] - drawn[1]).max(2) > 8).mean() < 1e-3
