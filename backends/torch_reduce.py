@@ -5,7 +5,8 @@ What shaped it:
 * The hook runs inside whatever the user's forward is inside of: autocast, which would halve the precision of
   a projection, is switched off for it.
 * Where the last step's operation can write to `out` and the types are equal, it does, so the reduced values
-  are written once. What only selects (crop, channels by a stride, a token) is a view: one copy moves it.
+  are written once. What only selects or turns (crop, channels by a stride or first, a token) is a view: one
+  copy moves it.
 * `torch.topk` leaves the order of equals open, and zeros are equal by the thousand behind a ReLU: a stable
   sort gives the same bytes on every run.
 """
@@ -29,6 +30,7 @@ from ..capture.reduce import (
     Cast,
     Chain,
     Channels,
+    ChannelsFirst,
     Crop,
     Int8,
     Norm,
@@ -279,6 +281,12 @@ def _channels(step: Any, rows: Rows) -> _Operation:
     return take
 
 
+def _channels_first(step: Any, rows: Rows) -> _Operation:
+    assert rows.channel is not None
+    axis = 1 + rows.channel
+    return lambda x, out: (x.movedim(axis, 1),)
+
+
 def _crop(step: Any, rows: Rows) -> _Operation:
     window = (slice(None), *step.window(rows))
     return lambda x, out: (x[window],)
@@ -488,5 +496,6 @@ _OPERATIONS: dict[type, Callable[[Any, Rows], _Operation]] = {
     Norm: _norm,
     Projection: _project,
     Tokens: _Tokens,
+    ChannelsFirst: _channels_first,
     Own: _own,
 }

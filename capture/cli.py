@@ -235,6 +235,7 @@ def capture(
     project:16,seed=1  project:16,sparse      a random projection of the channels
     pca:16  pca:16,rows=500  pca:basis.npz    principal components, fitted or given
     tokens:first  tokens:last  tokens:mean    of a sequence
+    channels_first                            maps (y, x, feature) as (channel, y, x)
     float16  bfloat16  float8_e4m3fn  float8_e5m2  int8
     file.py:function                          your own, from a batch to a batch
 

@@ -12,6 +12,7 @@ something is lost, and how to write itself as text and as JSON. How it is comput
     project:16,seed=0 | project:16,sparse    a random projection of the channels; its basis is stored
     pca:16 | pca:basis.npz                   their principal components, fitted to the first rows, or given
     tokens:last | tokens:first | tokens:mean one of the tokens of a sequence, or their mean
+    channels_first                           (y, x, feature) as (channel, y, x); nothing is lost
     float16 | bfloat16 | float8_e4m3fn | ... a cast
     int8                                     int8 with a scale for each row and channel
     file.py:function                         one's own function of a batch
@@ -36,7 +37,7 @@ from .reduce_base import (
     as_chain,
 )
 from .reduce_projections import FIT_ROWS, Pca, Project, Projection
-from .reduce_steps import CASTS, Cast, Channels, Crop, Int8, Norm, Own, Pool, Tokens, TopK
+from .reduce_steps import CASTS, Cast, Channels, ChannelsFirst, Crop, Int8, Norm, Own, Pool, Tokens, TopK
 
 __all__ = [
     "CASTS",
@@ -45,6 +46,7 @@ __all__ = [
     "Cast",
     "Chain",
     "Channels",
+    "ChannelsFirst",
     "Crop",
     "Error",
     "Int8",

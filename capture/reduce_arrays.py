@@ -15,6 +15,7 @@ from .reduce import (
     Cast,
     Chain,
     Channels,
+    ChannelsFirst,
     Crop,
     Int8,
     Norm,
@@ -122,6 +123,11 @@ def _pool(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
 def _channels(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
     assert rows.channel is not None
     return (values.take(list(step.indices), 1 + rows.channel),)
+
+
+def _channels_first(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
+    assert rows.channel is not None
+    return (np.moveaxis(values, 1 + rows.channel, 1),)
 
 
 def _crop(step: Any, values: Values, rows: Rows) -> tuple[Values, ...]:
@@ -301,5 +307,6 @@ _STEPS: dict[type, Callable[[Any, Values, Rows], tuple[Values, ...]]] = {
     Norm: _norm,
     Projection: _project,
     Tokens: _tokens,
+    ChannelsFirst: _channels_first,
     Own: _own,
 }

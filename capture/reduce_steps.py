@@ -34,6 +34,9 @@ from .reduce_base import (
 #: What a step may cast to.
 CASTS = ("float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2")
 
+#: Names of the axes of places that a map has beside its channels.
+_PLACES = ("t", "z", "y", "x")
+
 
 @dataclass(frozen=True)
 class Cast(Step):
@@ -513,6 +516,41 @@ class Tokens(Step):
         n = rows.shape[self.axis(rows)]
         dtype = self.after(rows)[VALUES].dtype
         return _summed(f"within {{:.2g}} of the mean magnitude of {n} tokens", n, rows.dtype, dtype)
+
+
+@dataclass(frozen=True)
+class ChannelsFirst(Step):
+    """The channels before the places: rows (y, x, feature) become (channel, y, x), and nothing is lost.
+
+    Stores of frameworks that put channels last are then laid out as those of the others. What has its
+    channels first already, and what is no map (vectors, tokens), stays as it is.
+    """
+
+    kind: ClassVar[str] = "channels_first"
+
+    def arguments(self) -> str:
+        """Return nothing."""
+        return ""
+
+    def to_json(self) -> Json:
+        """Return nothing."""
+        return {}
+
+    def bind(self, rows: Rows) -> Step | None:
+        """Leave alone what is no map, and maps whose channels come first."""
+        places = picked(rows.dims, rows.space)
+        return self if rows.channel and not set(places) - set(_PLACES) else None
+
+    def after(self, rows: Rows) -> dict[str, Rows]:
+        """Return rows whose first axis is that of the channels."""
+        axis = channel_of(rows, self)
+        name = "channel" if rows.dims[axis] == "feature" else rows.dims[axis]
+        shape = (rows.shape[axis], *picked(rows.shape, rows.space))
+        return {VALUES: replace(rows, shape=shape, dims=(name, *picked(rows.dims, rows.space)))}
+
+    def error(self, rows: Rows) -> Error:
+        """Return that nothing is lost."""
+        return NOTHING_LOST
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from .reduce import (
     Cast,
     Chain,
     Channels,
+    ChannelsFirst,
     Crop,
     Int8,
     Json,
@@ -207,6 +208,7 @@ _PARSERS: dict[str, Callable[[list[str], dict[str, str]], Step]] = {
     "project": _parse_project,
     "pca": _parse_pca,
     "tokens": _parse_tokens,
+    "channels_first": lambda free, given: ChannelsFirst(),
 }
 _EXAMPLES = {
     "pool": "pool:7, pool:4x7,max or pool:global",
@@ -217,6 +219,7 @@ _EXAMPLES = {
     "project": "project:16,seed=1 or project:16,sparse",
     "pca": "pca:16, pca:16,rows=500, pca:basis.npy or pca:basis.npz",
     "tokens": "tokens:last",
+    "channels_first": "channels_first",
 }
 
 
@@ -275,6 +278,7 @@ _READERS: dict[str, Callable[[Json], Step]] = {
     "project": lambda d: Project(d["n"], d["seed"], bool(d["sparse"])),
     "pca": _pca_from_json,
     "tokens": lambda d: Tokens(d["which"]),
+    "channels_first": lambda d: ChannelsFirst(),
     "own": _own_from_json,
 }
 

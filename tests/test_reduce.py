@@ -17,6 +17,7 @@ from layertap.capture.reduce import (
     Cast,
     Chain,
     Channels,
+    ChannelsFirst,
     Crop,
     Int8,
     Norm,
@@ -34,6 +35,7 @@ from layertap.capture.reduce_text import chain_from_json, choose, parse, rules
 from layertap.capture.taps import TapName
 
 MAPS, TOKENS, VECTOR, NUMBER = (6, 5, 8), (9, 4), (7,), ()
+LAST = Rows((5, 8, 6), ("y", "x", "feature"), np.dtype(np.float32))
 TINY, HUGE = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
 
 
@@ -80,6 +82,7 @@ def adversarial(dtype: Any = np.float32) -> np.ndarray[Any, Any]:
         ("norm:max", Chain((Norm("max"),))),
         ("project:16,seed=2,sparse", Chain((Project(16, 2, True),))),
         ("pca:3,rows=50", Chain((Pca(3, rows=50),))),
+        ("channels_first|float16", Chain((ChannelsFirst(), Cast("float16")))),
         ("tokens:last | int8", Chain((Tokens("last"), Int8()))),
         ("none", Chain()),
     ],
@@ -122,14 +125,14 @@ def test_a_step_says_what_it_makes_of_any_shape(shape, text):
     "text",
     [
         *("pool:2", "pool:3x4,max", "channels:stride=4|pool:2|float16", "channels:random=2,seed=3", "crop:2"),
-        *("topk:2,space|bfloat16", "norm:l1", "project:2,sparse", "tokens:last", "int8", "float8_e4m3fn"),
+        *("channels_first|int8", "topk:2,space|bfloat16", "norm:l1", "project:2,sparse", "tokens:last", "int8", "float8_e4m3fn"),
     ],
 )
 def test_json_gives_the_bound_chain_back(text):
-    for shape in (MAPS, TOKENS):
-        if "3x4" in text and shape == TOKENS:
+    for form in (rows(MAPS), rows(TOKENS), LAST):
+        if "3x4" in text and form.shape == TOKENS:
             continue
-        bound = parse(text).bind(rows(shape))
+        bound = parse(text).bind(form)
         assert chain_from_json(json.loads(json.dumps(bound.to_json()))) == bound
 
 
@@ -150,6 +153,8 @@ def test_json_gives_the_bound_chain_back(text):
         ("project:0", "one component"),
         ("tokens:middle", "first, last or mean"),
         ("float4", "no reduction"),
+        ("channels_first:2", "2 means nothing there"),
+        ("channels_frist", "channels_first"),
     ],
 )
 def test_text_that_means_nothing_is_refused_with_what_would(text, words):
@@ -364,6 +369,45 @@ def test_a_random_projection_keeps_distances():
         ratio = (after / np.where(before, before, 1))[before > 0]
         assert 0.8 < ratio.min() < 0.99
         assert 1.01 < ratio.max() < 1.2
+
+
+def test_channels_first_turns_maps_and_loses_nothing():
+    values = np.random.default_rng(0).standard_normal((3, *LAST.shape)).astype(np.float32)
+    bound = as_chain("channels_first").bind(LAST)
+    made = bound.after(LAST)["values"]
+    assert (made.shape, made.dims, made.dtype) == ((6, 5, 8), ("channel", "y", "x"), np.float32)
+    assert np.array_equal(apply(bound, values, LAST)[0], values.transpose(0, 3, 1, 2))
+    assert bound.lossless(LAST)
+    assert bound.said(LAST) == "channels_first: lossless"
+    volume = Rows((2, 5, 8, 6), ("t", "y", "x", "feature"), np.dtype(np.float32))
+    made = as_chain("channels_first").bind(volume).after(volume)["values"]
+    assert (made.shape, made.dims) == ((6, 2, 5, 8), ("channel", "t", "y", "x"))
+
+
+@pytest.mark.parametrize("shape", [MAPS, TOKENS, VECTOR, NUMBER, (3, 4, 5, 6), (2, 2, 2, 2, 2)], ids=str)
+def test_channels_first_is_left_out_where_there_is_nothing_to_turn(shape):
+    assert as_chain("channels_first").bind(rows(shape)) == Chain()
+    attention = Rows((4, 4, 6), ("query", "key", "head"), np.dtype(np.float32))
+    assert as_chain("channels_first").bind(attention) == Chain()
+
+
+@pytest.mark.parametrize("text", ["pool:2", "channels:stride=2", "crop:3", "pca:2", "int8", "topk:3", "norm:l2"])
+def test_steps_do_the_same_before_and_behind_channels_first(text):
+    values = np.random.default_rng(0).standard_normal((3, *LAST.shape)).astype(np.float32)
+    step = as_chain(text) if text != "pca:2" else Chain((Pca(None, np.eye(6, dtype=np.float32)[:2]),))
+    first = Rows((6, 5, 8), ("channel", "y", "x"), LAST.dtype)
+    behind = (ChannelsFirst() | step).bind(LAST)
+    assert [part.shape for part in apply(behind, values, LAST)] == [
+        (3, *form.shape) for form in behind.after(LAST).values()
+    ]
+    for one, other in zip(
+        apply(behind, values, LAST), apply(step.bind(first), values.transpose(0, 3, 1, 2), first), strict=True
+    ):
+        assert np.array_equal(one, other)
+    if text in ("int8", "topk:3"):
+        return
+    before = (step | ChannelsFirst()).bind(LAST)
+    assert np.array_equal(apply(before, values, LAST)[0], apply(behind, values, LAST)[0])
 
 
 def own_function(batch: Any) -> Any:

@@ -21,7 +21,7 @@ from layertap.capture.dtypes import DTYPES, dtype_name  # noqa: E402
 from layertap.capture.reduce import Chain, Pca, Rows, as_chain  # noqa: E402
 from layertap.capture.reduce_arrays import apply  # noqa: E402
 from layertap.capture.testing import contents, inputs  # noqa: E402
-from test_reduce import MAPS, TOKENS, VECTOR, adversarial, check_bound  # noqa: E402
+from test_reduce import LAST, MAPS, TOKENS, VECTOR, adversarial, check_bound  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -113,6 +113,19 @@ def test_sums_in_torch_are_within_the_stated_error(text, dtype):
             check_bound(chain.steps[0], form, values[finite], tuple(part[finite] for part in made))
         expected = apply(chain, values, form)[0].astype(np.float64)
         assert np.array_equal(np.isnan(made[0].astype(np.float64)), np.isnan(expected))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int64", "bool"])
+@pytest.mark.parametrize(
+    "text", ["channels_first", "channels_first|float16", "channels_first|int8", "crop:3|channels_first"]
+)
+def test_channels_come_first_as_numpys_do(text, dtype):
+    form = Rows(LAST.shape, LAST.dims, DTYPES[dtype])
+    values = adversarial(DTYPES[dtype]) if dtype not in ("int64", "bool") else adversarial() > 0
+    values = values.transpose(0, 2, 3, 1).astype(DTYPES[dtype])
+    chain = as_chain(text).bind(form)
+    for ours, theirs in zip(in_torch(chain, values, form), apply(chain, values, form), strict=True):
+        assert same(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
