@@ -67,7 +67,9 @@ def _repeated(graph: GraphProto, users: Mapping[str, Sequence[int]], scopes: Seq
     """
     uses: dict[str, list[int]] = {}
     for tensor in graph.initializer:
-        used = Counter(path for user in users.get(tensor.name, ()) for path in scopes[user].paths)
+        # Who looks at its shape alone computes nothing of it.
+        of_values = (u for u in users.get(tensor.name, ()) if graph.node[u].op_type != "Shape")
+        used = Counter(path for user in of_values for path in scopes[user].paths)
         for path, n in used.items():
             if tensor.name.startswith(f"{path}."):
                 uses.setdefault(path, []).append(n)

@@ -43,6 +43,10 @@ One job, done by layertap and by other ways, and four questions that each way wa
 `python benchmarks/performance.py` writes this page from [benchmarks/results](../benchmarks/results); none of
 its numbers or words about a way is typed. thingsvision is not among them: it pins torch 2.0.1, torchvision
 0.15.2 and numpy 1.26, which are older than what the others run on here.
+
+Ways that write each batch as it comes hold one batch, and need less memory than layertap, which holds two or
+three blocks, of 64 MiB or more if nothing is said (`memory=` makes that less): the model fills one while
+another is written.
 """
 Figures = Mapping[str, Any]
 

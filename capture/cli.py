@@ -92,8 +92,9 @@ def input_options(command: Command) -> Command:
 def layers(model: str, data: str | None, size: str | None, **inputs: Any) -> None:
     """List what can be captured of a model.
 
-    MODEL is torchvision:NAME or file.py:factory. The model runs once, on three rows of DATA or on noise. The
-    last column says what else of a layer can be captured, with that behind its name: conv1:input.
+    MODEL is torchvision:NAME, a .onnx file or file.py:factory. The model runs once, on three rows of DATA or
+    on noise. The last column says what else of a layer can be captured, with that behind its name:
+    conv1:input.
 
     \b
     layertap layers torchvision:resnet18
@@ -213,8 +214,9 @@ def capture(
 ) -> None:
     """Capture layers of a model over a data set into a store.
 
-    MODEL is torchvision:NAME or file.py:factory. DATA is folder:PATH, torchvision:NAME?root=PATH, a .npy or
-    .npz file, or file.py:factory. A capture that was killed goes on when the same command is run again.
+    MODEL is torchvision:NAME, a .onnx file or file.py:factory. DATA is folder:PATH, a .npy or .npz file,
+    torchvision:NAME?root=PATH or file.py:factory. A capture that was killed goes on when the same command is
+    run again.
 
     \b
     layertap capture torchvision:resnet18 folder:pictures run.zarr --layers 'conv1,layer*.1' --resize 224

@@ -26,7 +26,10 @@ SIDE = 32
 LAYERS = ("conv1", "conv2", "conv3")
 
 #: Backend -> function that trains the network: `train(inputs, labels)` returns the model.
-TRAINERS = {"torch": "layertap.backends.demo_torch:train"}
+TRAINERS = {
+    "torch": "layertap.backends.demo_torch:train",
+    "onnx": "layertap.backends.demo_onnx:train",
+}
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def _trainer(backend: str) -> Callable[[NDArray[Any], NDArray[Any]], Any]:
         train: Callable[[NDArray[Any], NDArray[Any]], Any] = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"the demonstration needs {error.name}; install it with: pip install 'layertap[demo]'"
+            f"the demonstration needs {error.name}; install it with: pip install "
+            f"'layertap[{'demo' if backend == 'torch' else f'demo,{backend}'}]'"
         ) from error
     return train

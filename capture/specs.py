@@ -1,6 +1,7 @@
 """What MODEL and DATA mean on the command line.
 
-    MODEL   torchvision:resnet18[?weights=DEFAULT&num_classes=10]   file.py:factory
+    MODEL   torchvision:resnet18[?weights=DEFAULT&num_classes=10]   file.onnx[?providers=NAME,NAME]
+            file.py:factory
     DATA    folder:PATH (or a folder's path)   torchvision:CIFAR10?root=PATH   file.npy   file.npz
             file.py:factory
 
@@ -72,7 +73,8 @@ def load_model(spec: str) -> LoadedModel:
     prefix, _, rest = spec.partition(":")
     if prefix not in COLLECTIONS:
         raise SelectionError(
-            f"{spec!r} is no model; write torchvision:NAME or file.py:factory (a function that returns it)"
+            f"{spec!r} is no model; write torchvision:NAME, {', '.join(FILES)} or file.py:factory (a "
+            "function that returns it)"
         )
     name, options = _options(rest)
     loaded: LoadedModel = _collection(prefix).load_model(name, options)

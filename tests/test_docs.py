@@ -61,6 +61,19 @@ def encoder():
     return Encoder()
 
 
+def onnx_model(path):
+    """Write the ONNX model that the README's reader has."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    import onnx_models
+
+    nodes = [
+        onnx_models.node("Conv", "x w", "c", "layer1.0.conv1"),
+        onnx_models.node("Relu", "c", "out", "layer1.0.relu"),
+    ]
+    onnx.save(onnx_models.model(nodes, {"w": onnx_models.kernel()}), path)
+
+
 def sentences():
     import torch
 
@@ -78,7 +91,8 @@ def test_the_readme_can_be_followed_from_top_to_bottom(pictures, bucket, capsys)
     model.add_module("flatten", torch.nn.Flatten())
     loader = [(torch.rand(4, 3, 8, 8), torch.arange(4)) for _ in range(3)]
     names = {"model": model, "loader": loader, "array": np.ones((6, 5), np.float32)}
-    names |= {"encoder": encoder(), "sentences": sentences()}
+    names |= {"encoder": encoder(), "sentences": sentences(), "images": np.ones((6, 4, 8, 8), np.float32)}
+    onnx_model(pictures / "model.onnx")
     first, *others = blocks("python")
     exec(compile(first, "README.md", "exec"), names)
     assert capsys.readouterr().out == "(9, 7, 7)\n"

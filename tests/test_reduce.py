@@ -125,7 +125,15 @@ def test_a_step_says_what_it_makes_of_any_shape(shape, text):
     "text",
     [
         *("pool:2", "pool:3x4,max", "channels:stride=4|pool:2|float16", "channels:random=2,seed=3", "crop:2"),
-        *("channels_first|int8", "topk:2,space|bfloat16", "norm:l1", "project:2,sparse", "tokens:last", "int8", "float8_e4m3fn"),
+        *(
+            "channels_first|int8",
+            "topk:2,space|bfloat16",
+            "norm:l1",
+            "project:2,sparse",
+            "tokens:last",
+            "int8",
+            "float8_e4m3fn",
+        ),
     ],
 )
 def test_json_gives_the_bound_chain_back(text):
@@ -391,7 +399,9 @@ def test_channels_first_is_left_out_where_there_is_nothing_to_turn(shape):
     assert as_chain("channels_first").bind(attention) == Chain()
 
 
-@pytest.mark.parametrize("text", ["pool:2", "channels:stride=2", "crop:3", "pca:2", "int8", "topk:3", "norm:l2"])
+@pytest.mark.parametrize(
+    "text", ["pool:2", "channels:stride=2", "crop:3", "pca:2", "int8", "topk:3", "norm:l2"]
+)
 def test_steps_do_the_same_before_and_behind_channels_first(text):
     values = np.random.default_rng(0).standard_normal((3, *LAST.shape)).astype(np.float32)
     step = as_chain(text) if text != "pca:2" else Chain((Pca(None, np.eye(6, dtype=np.float32)[:2]),))

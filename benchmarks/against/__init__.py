@@ -8,7 +8,7 @@ from __future__ import annotations
 
 #: The ways, by their modules, in the order in which they are told.
 WAYS = (
-    *("layertap_way", "layertap_small", "lists", "memmap", "zarr_default", "zarr_tuned"),
+    *("layertap_way", "lists", "memmap", "zarr_default", "zarr_tuned"),
     *("extractor", "captum_av", "nnsight_way", "torchlens_way"),
 )
 FORWARD = "forward"
