@@ -91,7 +91,7 @@ def test_the_readme_can_be_followed_from_top_to_bottom(pictures, bucket, capsys)
     model.add_module("flatten", torch.nn.Flatten())
     loader = [(torch.rand(4, 3, 8, 8), torch.arange(4)) for _ in range(3)]
     names = {"model": model, "loader": loader, "array": np.ones((6, 5), np.float32)}
-    names |= {"encoder": encoder(), "sentences": sentences(), "images": np.ones((6, 4, 8, 8), np.float32)}
+    names |= {"encoder": encoder(), "sentences": sentences(), "inputs": np.ones((6, 4, 8, 8), np.float32)}
     onnx_model(pictures / "model.onnx")
     first, *others = blocks("python")
     exec(compile(first, "README.md", "exec"), names)
