@@ -52,7 +52,7 @@ class Picture:
         return self._png
 
     def encode(self, format: str) -> bytes:
-        """Return the bytes of a file of a format: png, svg, pdf or html.
+        """Return the bytes of a file of a format: png, svg, pdf or html, or what a named painter writes.
 
         The file carries the specification; `read_spec` gives it again.
 
@@ -61,8 +61,10 @@ class Picture:
             MissingPackageError: the format takes a package that is not installed.
 
         """
-        if format not in FORMATS:
-            raise DrawError(f"a picture is saved as {', '.join(FORMATS)}, not as {format or 'no format'!r}")
+        known = FORMATS if self._painter is None else (*FORMATS, *painter(self._painter).formats)
+        if format not in known:
+            known = tuple(dict.fromkeys(known))
+            raise DrawError(f"a picture is saved as {', '.join(known)}, not as {format or 'no format'!r}")
         return self._paint(format).encode(self.sheet, format)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
