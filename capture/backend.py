@@ -41,6 +41,7 @@ Json = dict[str, Any]
 #: Backends of this package: name -> (framework or frameworks, class), in the order in which they are asked.
 BACKENDS: dict[str, tuple[str | tuple[str, ...] | None, str]] = {
     "torch": ("torch", "layertap.backends.torch:TorchBackend"),
+    "jax": ("jax", "layertap.backends.jax:JaxBackend"),
     "onnx": (("onnxruntime", "onnx"), "layertap.backends.onnx:OnnxBackend"),
     "arrays": (None, "layertap.backends.arrays:ArraysBackend"),
 }
