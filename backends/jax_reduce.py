@@ -1,6 +1,6 @@
 """Reductions in JAX: part of the compiled function, so that only what is kept leaves the device.
 
-Each step is that of `capture.reduce_arrays` in the operations of JAX. Selections, roundings and maxima are
+Each step is that of `capture.reduce_arrays` in the operations of JAX. Selections, casts and maxima are
 bit for bit the same; sums are of float64, whatever JAX is set to, in an order that the compiler chooses. On
 processors XLA takes numbers below the smallest normal one (1.2e-38) for zero.
 """

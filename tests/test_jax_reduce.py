@@ -18,12 +18,18 @@ from test_reduce import MAPS, TOKENS, VECTOR, adversarial, check_bound  # noqa: 
 
 #: Bit for bit the reference's: selections, roundings and maxima.
 EXACT = [
-    *("float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", "int8", "pool:2,max", "pool:3x4,max"),
+    *("float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", "pool:2,max", "pool:3x4,max"),
     *("channels:0,3,1", "channels:stride=2", "channels:random=3", "crop:2", "topk:2", "topk:3,space"),
-    *("norm:max", "tokens:last", "tokens:first", "crop:3|float8_e5m2", "channels:stride=2|pool:2,max|int8"),
+    *(
+        "norm:max",
+        "tokens:last",
+        "tokens:first",
+        "crop:3|float8_e5m2",
+        "channels:stride=2|pool:2,max|float16",
+    ),
     "channels_first",
 ]
-#: Within the stated error of the truth: sums in float32, in another order.
+#: Within the stated error of the truth: sums in another order, and a quotient that XLA rounds twice.
 CLOSE = [
     *(
         "pool:2",
@@ -31,6 +37,7 @@ CLOSE = [
         "pool:global",
         "norm:l1",
         "norm:l2",
+        "int8",
         "project:3",
         "project:3,sparse",
         "tokens:mean",
