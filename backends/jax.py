@@ -270,8 +270,8 @@ class JaxSession(ReturnedSession):
         return value[tap.path] if isinstance(value, _Parts) else super().follow(value, tap)
 
     def dims(self, tap: TapName, shape: tuple[int, ...]) -> tuple[str, ...]:
-        """Return the axes of a map: JAX's convolutions have the channels last."""
-        return ("y", "x", "feature") if len(shape) == 3 else ()
+        """Return the axes of what a layer gives; of what `lt.tap` gets only the shape is known."""
+        return () if self.types[tap.layer] == TAP else self._model.dims(shape)
 
     def survey(self, batch: Batch) -> list[Surveyed]:
         """Return what every layer gives for a batch."""

@@ -84,7 +84,7 @@ def marked_arguments(
     layer: str, args: tuple[Any, ...], kwargs: dict[str, Any], of: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a call's arguments with marks: one alone as it is, several by position and name."""
-    if len(args) == 1 and not kwargs:
+    if len(args) == 1 and not any(map(is_array, jax.tree.leaves(kwargs))):
         return (marked(layer, args[0], "input", of),), kwargs
     mark, given = Mark(layer, of, "input", (), True), []
     for key, value in (*enumerate(args), *kwargs.items()):

@@ -59,6 +59,10 @@ class JaxModel(ABC):
         """Return the arrays that the model holds by their names."""
         return {}
 
+    def dims(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the axes of what a layer gives, rows of `shape`: Flax's convolutions have channels last."""
+        return ("y", "x", "feature") if len(shape) == 3 else ()
+
     @property
     def type(self) -> str:
         """The name of its class or function."""

@@ -42,6 +42,7 @@ from ..capture.ragged import Form, check_in_time, ways
 from ..capture.reduce import Chain, Rows
 from ..capture.score import Score
 from ..capture.taps import (
+    ATTENTION,
     ROOT,
     Choice,
     Layer,
@@ -259,6 +260,8 @@ class TorchSession(Session):
         self._of_step: tuple[Any, Any, bool] = (None, None, False)
         self._quantized: set[TapName] = set()
         self._aside: compiled.SetAside | None = None
+        #: Returns the axes of a row of some shape, where a library on top of torch tells them.
+        self.tell_dims: Callable[[tuple[int, ...]], tuple[str, ...]] = lambda shape: ()
         #: By what number traced hooks find this session while it is attached.
         self.number = -1
 
@@ -451,7 +454,9 @@ class TorchSession(Session):
                 hook.calls[tap.call - 1].append(Tap(len(found), path, tap in self._quantized, inside))
                 dtype = _numpy_dtype((given if isinstance(given, Tensor) else given[0]).dtype)
                 aliases = tuple(str(replace(tap, layer=alias)) for alias in layer.aliases)
-                found.append(Learned(tap, layer.type, shape_of(given), dtype, aliases))
+                shape = shape_of(given)
+                dims = self.tell_dims(shape) if tap.kind != ATTENTION else ()
+                found.append(Learned(tap, layer.type, shape, dtype, aliases, dims))
         if not found:
             raise CaptureError("nothing that was chosen can be captured. " + "; ".join(told(self.left_out)))
         self._names = [learned.tap for learned in found]

@@ -40,6 +40,8 @@ Json = dict[str, Any]
 
 #: Backends of this package: name -> (framework or frameworks, class), in the order in which they are asked.
 BACKENDS: dict[str, tuple[str | tuple[str, ...] | None, str]] = {
+    # Before those that run it: its layers are theirs too.
+    "keras": ("keras", "layertap.backends.keras:KerasBackend"),
     "torch": ("torch", "layertap.backends.torch:TorchBackend"),
     "jax": ("jax", "layertap.backends.jax:JaxBackend"),
     "onnx": (("onnxruntime", "onnx"), "layertap.backends.onnx:OnnxBackend"),

@@ -61,6 +61,10 @@ class Preprocess:
     """Scale the shorter side to this many pixels (bilinear, antialiased), then crop the middle."""
     crop: int | None = None
     """Side of the square that is cropped from the middle; None for `resize`."""
+    channels_last: bool | None = None
+    """Whether inputs are (rows, y, x, channels), as those of Keras and Flax are."""
+    bgr: bool | None = None
+    """Whether inputs have blue first; `mean` and `std` are of red, green and blue all the same."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -86,6 +90,8 @@ class Preprocess:
     def __call__(self, pictures: Pictures) -> NDArray[np.float32]:
         """Turn uint8 pictures (rows, height, width, channels) into float32 (rows, channels, y, x).
 
+        With `channels_last` they come out as (rows, y, x, channels).
+
         Raises:
             DataError: `mean` or `std` has another number of channels.
         """
@@ -95,7 +101,9 @@ class Preprocess:
             values -= self._channels("mean", values.shape[1])
         if self.std is not None:
             values /= self._channels("std", values.shape[1])
-        return values
+        if self.bgr:
+            values = values[:, ::-1]
+        return np.ascontiguousarray(values.transpose(0, 2, 3, 1) if self.channels_last else values)
 
     def each(self, pictures: Sequence[Pictures]) -> Any:
         """Do so to pictures (height, width, channels) of any size: a list of them where they differ."""
@@ -108,7 +116,7 @@ class Preprocess:
         A row that lies outside 0..1 after the undoing (because `mean` and `std` are not known, say) is
         stretched to its own range. None where the inputs are not pictures.
         """
-        channels_first = inputs.ndim == 4 and inputs.shape[1] in (1, 3)
+        channels_first = inputs.ndim == 4 and inputs.shape[1] in (1, 3) and not self.channels_last
         if inputs.ndim == 4 and not channels_first and inputs.shape[3] in (1, 3):
             inputs = inputs.transpose(0, 3, 1, 2)
         elif inputs.ndim == 3 and min(inputs.shape[1:]) > 3:
@@ -118,6 +126,8 @@ class Preprocess:
         if inputs.dtype == np.uint8:
             return np.ascontiguousarray(inputs.transpose(0, 2, 3, 1))
         values = inputs.astype(np.float32)
+        if self.bgr:
+            values = values[:, ::-1]
         if self.std is not None:
             values = values * self._channels("std", values.shape[1])
         if self.mean is not None:

@@ -1,7 +1,7 @@
 """What MODEL and DATA mean on the command line.
 
     MODEL   torchvision:resnet18[?weights=DEFAULT&num_classes=10]   file.onnx[?providers=NAME,NAME]
-            file.py:factory
+            keras:ResNet50[?weights=imagenet]   file.keras   file.py:factory
     DATA    folder:PATH (or a folder's path)   torchvision:CIFAR10?root=PATH   file.npy   file.npz
             file.py:factory
 
@@ -35,10 +35,16 @@ from .errors import (
 
 #: Prefix -> module with `load_model(name, options)`, and `load_data(name, options)` where it has data, and
 #: its extra.
-COLLECTIONS: dict[str, tuple[str, str]] = {"torchvision": ("layertap.backends.torchvision", "torch")}
+COLLECTIONS: dict[str, tuple[str, str]] = {
+    "torchvision": ("layertap.backends.torchvision", "torch"),
+    "keras": ("layertap.backends.keras_models", "keras"),
+}
 
 #: Suffix of a model's file -> module with `load_file(path, options)`, and its extra.
-FILES: dict[str, tuple[str, str]] = {".onnx": ("layertap.backends.onnx", "onnx")}
+FILES: dict[str, tuple[str, str]] = {
+    ".onnx": ("layertap.backends.onnx", "onnx"),
+    ".keras": ("layertap.backends.keras_models", "keras"),
+}
 
 
 @dataclass(frozen=True)

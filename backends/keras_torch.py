@@ -1,0 +1,25 @@
+"""A Keras model on PyTorch: its layers are modules, under Keras's names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..capture.backend import Session
+from ..capture.taps import KINDS, Layer, Patterns
+from .keras import channels_last, layers_of
+from .torch import TorchBackend, TorchSession
+
+
+class KerasTorchBackend(TorchBackend):
+    """Keras models whose framework is PyTorch."""
+
+    def layers(self, model: Any) -> list[Layer]:
+        """Return the model and its layers, which can be tapped for all that modules can."""
+        return [Layer(one.name, one.types, one.module, one.aliases, KINDS) for one in layers_of(model)]
+
+    def session(self, model: Any, layers: Patterns) -> Session:
+        """Choose `layers` of `model`."""
+        session = super().session(model, layers)
+        assert isinstance(session, TorchSession)
+        session.tell_dims = channels_last
+        return session
