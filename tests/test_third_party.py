@@ -11,6 +11,7 @@ from pathlib import Path
 import layertap as lt
 import numpy as np
 import pytest
+from layertap.capture.testing import BackendContract
 
 HERE = Path(__file__).parent
 PACKAGE = HERE / "third_party"
@@ -127,9 +128,14 @@ def test_a_misspelt_layer_of_it_is_named_with_the_closest(installed):
 
 def test_it_passes_the_contract_that_is_shipped(installed):
     (installed[0] / "test_contract.py").write_text(CONTRACT)
-    done = run(installed, "pytest", "-q", "-p", "no:cacheprovider", "test_contract.py")
+    done = run(installed, "pytest", "-q", "-rs", "-p", "no:cacheprovider", "test_contract.py")
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^1[0-9] passed", done.stdout, re.MULTILINE), done.stdout
+    counted = re.search(r"^(\d+) passed, (\d+) skipped", done.stdout, re.MULTILINE)
+    assert counted, done.stdout
+    suite = [name for name in dir(BackendContract) if name.startswith("test_")]
+    assert [int(n) for n in counted.groups()] == [len(suite) - 2, 2]
+    assert "lacks values in bfloat16" in done.stdout
+    assert "lacks an output with parts" in done.stdout
 
 
 def test_its_painter_draws_by_its_name(installed):
