@@ -44,8 +44,8 @@ class Subject:
     model: Any
     """The model."""
     layers: Sequence[str]
-    """Patterns that choose at least two taps, as the names of their layers do too. Where one is of a layer that
-    is called twice, one a part of a nested output and one in bfloat16, no test is skipped."""
+    """Patterns that choose at least two taps, as the names of their layers do too. No test is skipped where
+    one is of a layer that is called twice, one a part of a nested output, and one in bfloat16."""
     batch: Callable[[Values], Any]
     """Turns float32 (rows, 4, 16, 16) on the host into the framework's own input."""
     reference: Callable[[Values], dict[str, Values]]

@@ -116,31 +116,31 @@ class TapsContract(Contract):
 
     def test_a_layer_that_is_called_again_has_a_tap_for_each_call(self, tmp_path: Path) -> None:
         """`name#2` beside `name`, and by itself where it is asked for."""
-        subject, values = self.subject(), inputs(4)
+        subject, values = self.subject(), inputs(8)
         expected = subject.reference(values)
         again = [name for name in expected if TapName.parse(name).call > 1]
         self.skip_unless(again, subject, "calls")
-        run = self.capture(subject, tmp_path / "s", [values])
+        run = self.capture(subject, tmp_path / "s", [values[:4], values[4:]])
         for i, name in enumerate(again):
             first = expected[str(replace(TapName.parse(name), call=1))]
             require(
                 first.tobytes() != expected[name].tobytes(), f"{name} is like the first call; make it differ"
             )
             self.check_tap(run, name, expected[name])
-            alone = self.capture(subject, tmp_path / f"{i}", [values], layers=name)
+            alone = self.capture(subject, tmp_path / f"{i}", [values[:4], values[4:]], layers=name)
             require(list(alone.taps) == [name], f"{name} chooses {list(alone.taps)}")
             self.check_tap(alone, name, expected[name])
 
     def test_a_part_of_a_nested_output_is_a_tap_by_its_path(self, tmp_path: Path) -> None:
         """`name[path]` beside the other parts, and by itself where it is asked for."""
-        subject, values = self.subject(), inputs(4)
+        subject, values = self.subject(), inputs(8)
         expected = subject.reference(values)
         parts = [name for name in expected if TapName.parse(name).path]
         self.skip_unless(parts, subject, "nested")
-        run = self.capture(subject, tmp_path / "s", [values])
+        run = self.capture(subject, tmp_path / "s", [values[:4], values[4:]])
         for i, name in enumerate(parts):
             self.check_tap(run, name, expected[name])
-            alone = self.capture(subject, tmp_path / f"{i}", [values], layers=name)
+            alone = self.capture(subject, tmp_path / f"{i}", [values[:4], values[4:]], layers=name)
             require(list(alone.taps) == [name], f"{name} chooses {list(alone.taps)}")
             self.check_tap(alone, name, expected[name])
 
@@ -158,9 +158,9 @@ class TapsContract(Contract):
 
     def test_casts_are_those_of_the_framework(self, tmp_path: Path) -> None:
         """Rounded to nearest, as numpy does."""
-        subject, values = self.subject(), inputs(4)
+        subject, values = self.subject(), inputs(8)
         for name, dtype in (("float16", np.dtype(np.float16)), ("bfloat16", BFLOAT16)):
-            run = self.capture(subject, tmp_path / name, [values], dtype=name)
+            run = self.capture(subject, tmp_path / name, [values[:4], values[4:]], dtype=name)
             for tap, array in subject.reference(values).items():
                 expected = array.astype(dtype) if is_float(array.dtype) else array
                 got = run[tap][...]
@@ -169,9 +169,9 @@ class TapsContract(Contract):
 
     def test_not_finite_values_are_kept_and_counted(self, tmp_path: Path) -> None:
         """NaN and infinity pass through as they are."""
-        subject, values = self.subject(), inputs(4)
-        values[1, 2, 3, 4], values[2, 0, 0, 0] = np.nan, np.inf
-        run = self.capture(subject, tmp_path / "s", [values])
+        subject, values = self.subject(), inputs(8)
+        values[1, 2, 3, 4], values[6, 0, 0, 0] = np.nan, np.inf
+        run = self.capture(subject, tmp_path / "s", [values[:4], values[4:]])
         for name, array in _floats(subject, values):
             counts = {"nan": int(np.isnan(array).sum()), "inf": int(np.isinf(array).sum())}
             counted = {"nan": run.stats[name].nan, "inf": run.stats[name].inf}

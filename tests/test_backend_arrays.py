@@ -17,8 +17,10 @@ class TestArrays(BackendContract):
         failing = [False]
 
         def model(batch: Any) -> dict[str, Any]:
-            first = lt.tap("again", np.maximum(batch, 0))
-            lt.tap("again", first - 1)
+            first = np.maximum(batch, 0)
+            again = lt.tap("again", first.copy())
+            again -= 1  # in place
+            lt.tap("again", again)
             parts = {"sum": batch.sum((2, 3)), "pair": (batch[:, :2] * 2, batch > 0)}
             if failing[0]:
                 raise StopError
