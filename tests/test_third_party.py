@@ -12,6 +12,7 @@ import layertap as lt
 import numpy as np
 import pytest
 from layertap.capture.testing import BackendContract
+from layertap.render.testing import PainterContract
 
 HERE = Path(__file__).parent
 PACKAGE = HERE / "third_party"
@@ -58,6 +59,18 @@ class TestToyframe(BackendContract):
             model, ["smooth", "relu"], lambda values: values.copy(), reference, lambda output: output,
             lambda: len(model.watchers), lambda on: failing.__setitem__(0, on),
         )
+"""
+PAINTER_CONTRACT = """
+from layertap.render.testing import PainterContract
+from toyframe.painter import AsciiPainter
+
+
+class TestAscii(PainterContract):
+    def painter(self):
+        return AsciiPainter()
+
+    def check_opens(self, data, format, sheet):
+        assert len(data.decode().splitlines()) == max(sheet.height // 8, 1)
 """
 
 
@@ -149,6 +162,14 @@ def test_its_painter_draws_by_its_name(installed):
     lines = (folder / "maps.txt").read_text().splitlines()
     assert (len(lines), len(lines[0])) == (sheet.height // 8, sheet.width // 4)
     assert len({*"".join(lines)}) > 3
+
+
+def test_its_painter_passes_the_contract_that_is_shipped(installed):
+    (installed[0] / "test_painter.py").write_text(PAINTER_CONTRACT)
+    done = run(installed, "pytest", "-q", "-p", "no:cacheprovider", "test_painter.py")
+    assert done.returncode == 0, done.stdout
+    n_tests = sum(name.startswith("test_") for name in dir(PainterContract))
+    assert f"{n_tests} passed" in done.stdout
 
 
 def test_a_painter_that_is_not_there_is_named_with_those_that_are(installed):
