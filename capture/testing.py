@@ -1,128 +1,60 @@
 """The contract of a backend, as tests: inherit `BackendContract`, give it a `Subject`, run pytest.
 
-It ships with the package so that other people's backends can hold themselves to it.
+It ships with the package so that other people's backends can hold themselves to it. What a framework does not
+have is skipped, with a reason.
 """
 
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import gc
+import tracemalloc
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from .contract import ContractError, raises, require, skip
 from .errors import CaptureError, DataError, SelectionError, StoreExistsError
-from .reader import Run, open_run
+from .reader import open_run
 from .record import record, record_dataset
 from .recorder import Recorder
+from .testing_subject import (
+    MEASURING_MEMORY,
+    SMALL_MEMORY,
+    Contract,
+    StopError,
+    Subject,
+    Values,
+    contents,
+    inputs,
+)
+from .testing_taps import TapsContract
 
-Values = NDArray[Any]
+__all__ = [
+    "SMALL_MEMORY",
+    "BackendContract",
+    "Contract",
+    "ContractError",
+    "StopError",
+    "Subject",
+    "Values",
+    "contents",
+    "inputs",
+    "raises",
+    "require",
+    "skip",
+]
 
-#: Too little for more than a step or two in a block, for rows of 16 KiB and batches of 4.
-SMALL_MEMORY = "800KiB"
-
-
-class ContractError(AssertionError):
-    """A backend breaks the contract."""
-
-
-class StopError(Exception):
-    """What the suite makes a model raise."""
-
-
-@dataclass
-class Subject:
-    """One model of a framework, and what is known of it without layertap."""
-
-    model: Any
-    """The model."""
-    layers: Sequence[str]
-    """Patterns that choose at least two taps, one of them of a layer that is called twice or lies nested."""
-    batch: Callable[[Values], Any]
-    """Turns float32 (rows, 4, 16, 16) on the host into the framework's own input."""
-    reference: Callable[[Values], dict[str, Values]]
-    """The true value of every chosen tap for such an input, by means of the framework alone."""
-    output: Callable[[Any], Values]
-    """Turns what the model returns into a numpy array."""
-    traces: Callable[[], Any]
-    """A value that is equal before and after where nothing is left behind in the model."""
-    fail: Callable[[bool], None]
-    """Makes the model raise `StopError` half-way through its forward, or lets it run again."""
+#: What writers may happen to hold in one stretch and not in another. To keep a batch of 128 KiB, or a tap of
+#: that size, at each of 4N steps of which N were allowed for, takes 3 MiB.
+MEMORY_SLACK = 512 * 1024
 
 
-def inputs(n_rows: int, seed: int = 0, side: int = 16) -> Values:
-    """Return noise of shape (n_rows, 4, side, side), float32."""
-    return np.random.default_rng(seed).standard_normal((n_rows, 4, side, side), np.float32)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Return every file of a store by its name inside it, but for the log."""
-    files = (file for file in path.rglob("*") if file.is_file())
-    names = {file.relative_to(path).as_posix(): file for file in files}
-    return {name: file.read_bytes() for name, file in names.items() if "/log/" not in name}
-
-
-def require(truth: bool, message: str) -> None:
-    """Raise `ContractError` unless `truth`; unlike `assert` it works in optimised runs too."""
-    if not truth:
-        raise ContractError(message)
-
-
-@contextlib.contextmanager
-def raises(kind: type[BaseException], words: str) -> Iterator[None]:
-    """Require that the block raises `kind` and says `words`."""
-    try:
-        yield
-    except kind as error:
-        require(words in str(error), f"{kind.__name__} says {str(error)!r} and not {words!r}")
-        return
-    raise ContractError(f"no {kind.__name__} was raised")
-
-
-class BackendContract(ABC):
+class BackendContract(TapsContract):
     """What holds for every backend."""
-
-    @abstractmethod
-    def subject(self) -> Subject:
-        """Return a fresh subject."""
-
-    def capture(self, subject: Subject, path: Path, batches: Sequence[Values], **options: Any) -> Run:
-        """Capture `batches` with a loop."""
-        options = {"memory": SMALL_MEMORY, "writers": 1, **options}
-        with record(subject.model, path, subject.layers, **options) as rec:
-            for batch in batches:
-                rec(subject.batch(batch))
-        return open_run(path)
-
-    def capture_set(self, subject: Subject, path: Path, values: Values) -> Run:
-        """Capture `values` as a data set, in blocks of a step or two."""
-        return record_dataset(
-            subject.model, values, path, subject.layers, batch_size=4, memory=SMALL_MEMORY, writers=1
-        )
-
-    def check_values(self, subject: Subject, run: Run, values: Values) -> None:
-        """Require that `run` holds what the framework itself gives for `values`, bit for bit."""
-        expected = subject.reference(values)
-        require(list(run.taps) == list(expected), f"taps are {list(run.taps)}, not {list(expected)}")
-        for name, array in expected.items():
-            got = run[name][...]
-            require(got.dtype == array.dtype, f"{name} is {got.dtype}, not {array.dtype}")
-            require(got.shape == array.shape, f"{name} has shape {got.shape}, not {array.shape}")
-            require(got.tobytes() == array.tobytes(), f"{name} differs from the framework's own values")
-
-    def test_values_are_bit_equal_to_the_frameworks_own(self, tmp_path: Path) -> None:
-        """Over several blocks, the last one short."""
-        subject, values = self.subject(), inputs(30)
-        run = self.capture(subject, tmp_path / "s", [values[i : i + 4] for i in range(0, 30, 4)])
-        require(run.complete, "the store is not complete")
-        require(run.manifest.n_blocks > 2, "there are too few blocks for the test to tell")
-        self.check_values(subject, run, values)
 
     def test_batches_may_change_size(self, tmp_path: Path) -> None:
         """Smaller, larger, straddling blocks."""
@@ -161,21 +93,13 @@ class BackendContract(ABC):
         require(subject.traces() == before, "a misspelt layer leaves something in the model")
         require(not (tmp_path / "no").exists(), "a misspelt layer left a store")
 
-    def test_a_misspelt_layer_is_named_with_the_closest(self, tmp_path: Path) -> None:
-        """The error shows a name that is there."""
-        subject, values = self.subject(), inputs(4)
-        name = next(iter(subject.reference(values))).split("[")[0].split("#")[0]
-        wrong = name + "x"
-        with raises(SelectionError, name), record(subject.model, tmp_path / "s", [wrong]) as rec:
-            rec(subject.batch(values))
-
     def test_a_batch_that_fails_is_not_captured_and_the_loop_may_go_on(self, tmp_path: Path) -> None:
         """Its rows are left out whole."""
         subject, values = self.subject(), inputs(8)
         with record(subject.model, tmp_path / "s", subject.layers) as rec:
             rec(subject.batch(values[:4]))
             subject.fail(True)
-            with contextlib.suppress(StopError):
+            with raises(StopError, ""):
                 rec(subject.batch(values[:4]))
             subject.fail(False)
             rec(subject.batch(values[4:]))
@@ -184,35 +108,30 @@ class BackendContract(ABC):
         for name, array in subject.reference(values[4:]).items():
             require(run[name][4:].tobytes() == array.tobytes(), f"{name} differs")
 
+    def test_what_the_model_raises_ends_the_run_and_what_was_committed_stays(self, tmp_path: Path) -> None:
+        """The caller gets the model's own exception, and the rows of whole blocks before it."""
+        subject, values = self.subject(), inputs(28)
+        batches = [values[i : i + 4] for i in range(0, 28, 4)]
+        with (
+            raises(StopError, ""),
+            record(subject.model, tmp_path / "s", subject.layers, memory=SMALL_MEMORY, writers=1) as rec,
+        ):
+            for i, batch in enumerate(batches):
+                subject.fail(i == 6)
+                rec(subject.batch(batch))
+        subject.fail(False)
+        run = open_run(tmp_path / "s")
+        require(0 < run.n_rows <= 24, f"{run.n_rows} rows are committed of 24 that were captured")
+        expected = [subject.reference(batch) for batch in batches]
+        for name in expected[0]:
+            whole = np.concatenate([batch[name] for batch in expected])[: run.n_rows]
+            require(run[name][...].tobytes() == whole.tobytes(), f"{name} differs")
+
     def test_a_shape_that_changes_is_refused(self, tmp_path: Path) -> None:
         """With both shapes; rows committed before are kept."""
         subject = self.subject()
         with raises(CaptureError, "shape"):
             self.capture(subject, tmp_path / "s", [inputs(4), inputs(4, 1), inputs(4, 2), inputs(4, side=8)])
-
-    def test_casts_are_those_of_the_framework(self, tmp_path: Path) -> None:
-        """Rounded to nearest, as numpy does."""
-        subject, values = self.subject(), inputs(4)
-        for name, dtype in (("float16", np.dtype(np.float16)), ("bfloat16", np.dtype(ml_dtypes.bfloat16))):
-            run = self.capture(subject, tmp_path / name, [values], dtype=name)
-            for tap, array in subject.reference(values).items():
-                expected = array.astype(dtype) if array.dtype.kind == "f" else array
-                got = run[tap][...]
-                require(got.dtype == expected.dtype, f"{tap} is {got.dtype}")
-                require(got.tobytes() == expected.tobytes(), f"{tap} is rounded otherwise")
-
-    def test_not_finite_values_are_kept_and_counted(self, tmp_path: Path) -> None:
-        """NaN and infinity pass through as they are."""
-        subject, values = self.subject(), inputs(4)
-        values[1, 2, 3, 4], values[2, 0, 0, 0] = np.nan, np.inf
-        run = self.capture(subject, tmp_path / "s", [values])
-        for name, array in subject.reference(values).items():
-            if array.dtype.kind != "f":
-                continue
-            counts = {"nan": int(np.isnan(array).sum()), "inf": int(np.isinf(array).sum())}
-            counted = {"nan": run.stats[name].nan, "inf": run.stats[name].inf}
-            require(counted == counts, f"{name}: counted {counted}, not {counts}")
-            require(np.array_equal(run[name][...], array, equal_nan=True), f"{name} differs")
 
     def test_the_same_run_twice_gives_the_same_bytes(self, tmp_path: Path) -> None:
         """Every file but the log."""
@@ -265,6 +184,17 @@ class BackendContract(ABC):
         self.capture(subject, tmp_path / "killed", batches)
         require(contents(tmp_path / "killed") == contents(tmp_path / "whole"), "the resumed store differs")
 
+    def test_parts_of_a_data_set_make_the_store_that_one_process_makes(self, tmp_path: Path) -> None:
+        """Byte for byte, in any order, statistics and all."""
+        subject, values = self.subject(), inputs(40)
+        options = {"stats": "channels", "memory": MEASURING_MEMORY}
+        whole = self.capture_set(subject, tmp_path / "whole", values, part="1/1", **options)
+        require(whole.manifest.n_blocks > 3, "there are too few blocks to share out")
+        for part in ("3/3", "1/3", "2/3"):
+            run = self.capture_set(self.subject(), tmp_path / "parts", values, part=part, **options)
+        require(run.complete, "all parts together leave rows out")
+        require(contents(tmp_path / "parts") == contents(tmp_path / "whole"), "the stores differ")
+
     def test_another_plan_is_refused_with_the_difference(self, tmp_path: Path) -> None:
         """And the store is left as it was."""
         subject, values = self.subject(), inputs(8)
@@ -297,3 +227,39 @@ class BackendContract(ABC):
         with raises(DataError, "label"), record(subject.model, tmp_path / "t", subject.layers) as rec:
             rec(subject.batch(values[:4]))
             rec.annotate(label=np.arange(3))
+
+    def test_memory_does_not_grow_with_the_rows(self, tmp_path: Path) -> None:
+        """Bytes are counted while N and then 4N rows go by: the peak of Python's and numpy's, and `held`."""
+        subject, values, n = self.subject(), inputs(32), 8
+        held = subject.held or (lambda: 0)
+        with record(subject.model, tmp_path / "s", subject.layers, memory="8MiB", writers=1) as rec:
+
+            def most(n_steps: int) -> tuple[int, int]:
+                gc.collect()
+                tracemalloc.reset_peak()
+                for _ in range(n_steps):
+                    rec(subject.batch(values))
+                gc.collect()
+                return tracemalloc.get_traced_memory()[1], held()
+
+            with _traced():
+                most(n)  # what is made once
+                few, many = most(n), most(4 * n)
+        for kind, before, after in zip(("in Python and numpy", "in the framework"), few, many, strict=True):
+            require(
+                after <= before + MEMORY_SLACK,
+                f"{after - before} bytes more are held {kind} over {4 * n} batches than over {n}; "
+                f"{MEMORY_SLACK} are allowed, and a batch has {values.nbytes}",
+            )
+
+
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+    """Trace what Python and numpy allocate, for a while or for as long as it is traced anyhow."""
+    traced = tracemalloc.is_tracing()
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        if not traced:
+            tracemalloc.stop()

@@ -74,7 +74,9 @@ class HtmlPainter:
         if format == "png":
             return PillowPainter().encode(sheet, format)
         if format not in self.formats:
-            raise DrawError(f"the html painter writes html, not {format}; leave painter out for {format}")
+            raise DrawError(
+                f"the html painter writes html and png, not {format}; leave painter out for {format}"
+            )
         return page(sheet, "".join(_svg(sheet)), [(text.text, text.bold) for text in sheet.texts])
 
 

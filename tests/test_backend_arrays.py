@@ -7,6 +7,8 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
+from layertap.capture import tapping
+from layertap.capture.dtypes import BFLOAT16
 from layertap.capture.testing import BackendContract, StopError, Subject
 
 
@@ -16,26 +18,33 @@ class TestArrays(BackendContract):
 
         def model(batch: Any) -> dict[str, Any]:
             first = np.maximum(batch, 0)
+            again = lt.tap("again", first.copy())
+            again -= 1  # in place
+            lt.tap("again", again)
             parts = {"sum": batch.sum((2, 3)), "pair": (batch[:, :2] * 2, batch > 0)}
             if failing[0]:
                 raise StopError
-            return {"first": first, "parts": parts, "unused": batch, "logits": batch.mean((2, 3))}
+            made = {"first": first, "rounded": batch.astype(BFLOAT16), "parts": parts}
+            return {**made, "unused": batch, "logits": batch.mean((2, 3))}
 
         def reference(values: Any) -> dict[str, Any]:
             return {
                 "first": np.maximum(values, 0),
+                "rounded": values.astype(BFLOAT16),
                 "parts[sum]": values.sum((2, 3)),
                 "parts[pair][0]": values[:, :2] * 2,
                 "parts[pair][1]": values > 0,
+                "again": np.maximum(values, 0),
+                "again#2": np.maximum(values, 0) - 1,
             }
 
         return Subject(
             model,
-            ["first", "parts"],
+            ["first", "rounded", "parts", "again"],
             lambda values: values,
             reference,
             lambda output: output["logits"],
-            lambda: None,
+            lambda: tapping._listeners,
             lambda on: failing.__setitem__(0, on),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any, NamedTuple
 
 import layertap as lt
@@ -10,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from layertap.capture.dtypes import BFLOAT16  # noqa: E402
 from layertap.capture.testing import BackendContract, StopError, Subject, inputs  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -24,13 +26,19 @@ class Split(nn.Module):
         return {"parts": Parts(x[:, :2], x[:, 2:]), "count": 3, "mask": x > 0}
 
 
+class Rounds(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.bfloat16()
+
+
 class Awkward(nn.Module):
-    """In-place operations behind taps, a layer that runs twice, an output that is nested."""
+    """In-place operations behind taps, a layer that runs twice, a nested output, one in bfloat16."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(4, 4, 3, padding=1)
         self.relu = nn.ReLU(inplace=True)
+        self.rounded = Rounds()
         self.split = Split()
         self.drop = nn.Dropout(0.5)
         self.unused = nn.Linear(2, 2)
@@ -41,6 +49,7 @@ class Awkward(nn.Module):
         y = self.relu(y - 0.1)
         if self.failing:
             raise StopError
+        self.rounded(y).mul_(2)
         parts = self.split(y)["parts"]
         y += 1
         parts.low.mul_(2)
@@ -80,30 +89,45 @@ def hooks_of(model: nn.Module) -> list[Any]:
     ]
 
 
+def references(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """What `Awkward` gives for `x` where the contract taps it."""
+    found = clones(model, x)
+    split = found["split"][0]
+    tensors = {
+        "conv": found["conv"][0],
+        "relu": found["relu"][0],
+        "relu#2": found["relu"][1],
+        "rounded": found["rounded"][0],
+        "split[parts][low]": split["parts"].low,
+        "split[parts][high]": split["parts"].high,
+        "split[mask]": split["mask"],
+    }
+    return {name: in_numpy(tensor.cpu()) for name, tensor in tensors.items()}
+
+
+def in_numpy(tensor: Tensor) -> Any:
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()
+    return tensor.contiguous().view(torch.int16).numpy().view(BFLOAT16)
+
+
+def alive() -> int:
+    """Bytes of all tensors that there are."""
+    return sum(found.nbytes for found in gc.get_objects() if issubclass(type(found), Tensor))
+
+
 class TestTorch(BackendContract):
     def subject(self) -> Subject:
         model = awkward()
-
-        def reference(values: Any) -> dict[str, Any]:
-            found = clones(model, torch.from_numpy(values))
-            split = found["split"][0]
-            return {
-                "conv": found["conv"][0].numpy(),
-                "relu": found["relu"][0].numpy(),
-                "relu#2": found["relu"][1].numpy(),
-                "split[parts][low]": split["parts"].low.numpy(),
-                "split[parts][high]": split["parts"].high.numpy(),
-                "split[mask]": split["mask"].numpy(),
-            }
-
         return Subject(
             model,
-            ["conv", "re:relu", "type:Split"],
+            ["conv", "re:relu", "rounded", "type:Split"],
             torch.from_numpy,
-            reference,
+            lambda values: references(model, torch.from_numpy(values)),
             lambda output: output.detach().numpy(),
             lambda: hooks_of(model),
             lambda on: setattr(model, "failing", on),
+            held=alive,
         )
 
 
@@ -471,27 +495,15 @@ class TestTorchOnCuda(TestTorch):
     def subject(self) -> Subject:
         on_host = super().subject()
         model = on_host.model.cuda()
-
-        def reference(values: Any) -> dict[str, Any]:
-            found = clones(model, torch.from_numpy(values).cuda())
-            split = found["split"][0]
-            return {
-                "conv": found["conv"][0].cpu().numpy(),
-                "relu": found["relu"][0].cpu().numpy(),
-                "relu#2": found["relu"][1].cpu().numpy(),
-                "split[parts][low]": split["parts"].low.cpu().numpy(),
-                "split[parts][high]": split["parts"].high.cpu().numpy(),
-                "split[mask]": split["mask"].cpu().numpy(),
-            }
-
         return Subject(
             model,
             on_host.layers,
             lambda values: torch.from_numpy(values).cuda(),
-            reference,
+            lambda values: references(model, torch.from_numpy(values).cuda()),
             lambda output: output.detach().cpu().numpy(),
             on_host.traces,
             on_host.fail,
+            held=alive,
         )
 
 

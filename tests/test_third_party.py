@@ -11,6 +11,8 @@ from pathlib import Path
 import layertap as lt
 import numpy as np
 import pytest
+from layertap.capture.testing import BackendContract
+from layertap.render.testing import PainterContract
 
 HERE = Path(__file__).parent
 PACKAGE = HERE / "third_party"
@@ -57,6 +59,18 @@ class TestToyframe(BackendContract):
             model, ["smooth", "relu"], lambda values: values.copy(), reference, lambda output: output,
             lambda: len(model.watchers), lambda on: failing.__setitem__(0, on),
         )
+"""
+PAINTER_CONTRACT = """
+from layertap.render.testing import PainterContract
+from toyframe.painter import AsciiPainter
+
+
+class TestAscii(PainterContract):
+    def painter(self):
+        return AsciiPainter()
+
+    def check_opens(self, data, format, sheet):
+        assert len(data.decode().splitlines()) == max(sheet.height // 8, 1)
 """
 
 
@@ -127,9 +141,14 @@ def test_a_misspelt_layer_of_it_is_named_with_the_closest(installed):
 
 def test_it_passes_the_contract_that_is_shipped(installed):
     (installed[0] / "test_contract.py").write_text(CONTRACT)
-    done = run(installed, "pytest", "-q", "-p", "no:cacheprovider", "test_contract.py")
+    done = run(installed, "pytest", "-q", "-rs", "-p", "no:cacheprovider", "test_contract.py")
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^1[0-9] passed", done.stdout, re.MULTILINE), done.stdout
+    counted = re.search(r"^(\d+) passed, (\d+) skipped", done.stdout, re.MULTILINE)
+    assert counted, done.stdout
+    suite = [name for name in dir(BackendContract) if name.startswith("test_")]
+    assert [int(n) for n in counted.groups()] == [len(suite) - 2, 2]
+    assert "lacks values in bfloat16" in done.stdout
+    assert "lacks an output with parts" in done.stdout
 
 
 def test_its_painter_draws_by_its_name(installed):
@@ -143,6 +162,14 @@ def test_its_painter_draws_by_its_name(installed):
     lines = (folder / "maps.txt").read_text().splitlines()
     assert (len(lines), len(lines[0])) == (sheet.height // 8, sheet.width // 4)
     assert len({*"".join(lines)}) > 3
+
+
+def test_its_painter_passes_the_contract_that_is_shipped(installed):
+    (installed[0] / "test_painter.py").write_text(PAINTER_CONTRACT)
+    done = run(installed, "pytest", "-q", "-p", "no:cacheprovider", "test_painter.py")
+    assert done.returncode == 0, done.stdout
+    n_tests = sum(name.startswith("test_") for name in dir(PainterContract))
+    assert f"{n_tests} passed" in done.stdout
 
 
 def test_a_painter_that_is_not_there_is_named_with_those_that_are(installed):

@@ -16,7 +16,7 @@ _WIDE, _HIGH = 4, 8  # pixels of a character
 class AsciiPainter:
     """Paints a sheet as text: darker characters for darker pixels."""
 
-    formats = ("txt", "png")
+    formats = ("txt",)
 
     def array(self, sheet: Sheet) -> Any:
         """Return the sheet as RGB, shape (height, width, 3)."""
