@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from .taps import ATTENTION, OUTPUT
 
+#: Names of the axes that are places.
+PLACES = ("token", "t", "z", "y", "x")
+
 
 def channels_last(shape: Sequence[int]) -> bool:
     """Return whether rows of `shape` are maps whose channels are the last axis, as those of Swin are.

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import constants
+from .axes import PLACES, dims_of
 from .columns import is_text
 from .dtypes import DType
 from .errors import FormatError, SelectionError, StoreError, closest, why
@@ -631,6 +632,18 @@ class Tap(Array):
         """Where each place of the layer looks in the model's input; None where a capture did not ask."""
         said = self._about.get("field")
         return None if said is None else ReceptiveField.from_json(said, self.source_shape)
+
+    @property
+    def source_dims(self) -> tuple[str, ...]:
+        """Names of the axes of `source_shape`."""
+        return tuple(self._about.get("source_dims") or dims_of(self.source_shape, self.kind)[1:])
+
+    @property
+    def source_places(self) -> tuple[int, ...]:
+        """Sizes of the axes of places of the layer's output: tokens, or y and x; empty where it has none."""
+        sizes = zip(self.source_dims, self.source_shape, strict=True)
+        places = tuple(size for dim, size in sizes if dim in PLACES)
+        return places if len(self.source_shape) == len(places) + 1 <= 3 else ()
 
     @property
     def reduction(self) -> Chain:

@@ -120,6 +120,7 @@ def about_tap(tap: PlannedTap) -> Json:
         "aliases": list(tap.learned.aliases),
         "source_dtype": str(tap.learned.dtype),
         "source_shape": list(tap.learned.shape),
+        **({"source_dims": list(tap.learned.dims)} if tap.learned.dims else {}),
         "reduction": reduction if chain.steps else None,
         "constants": constants.describe(tap.values.group, chain.constants(rows)),
         **about_varying(tap.form),

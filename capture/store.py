@@ -529,6 +529,11 @@ def _check_reductions(layout: Layout, facts: Json) -> None:
                 trust.name(reduction[key], f"{key!r} of the reduction of {what}")
         for size in trust.listed(about.get("source_shape", []), f"the source's shape of {what}"):
             trust.whole(size, f"an axis of the source of {what}", 1, trust.LONGEST_AXIS)
+        dims = trust.listed(about.get("source_dims", []), f"the names of the source's axes of {what}")
+        if dims and len(dims) != len(about.get("source_shape", [])):
+            raise FormatError(f"{what} has {len(dims)} names for the axes of its source")
+        for dim in dims:
+            trust.name(dim, f"an axis of the source of {what}")
         for one in trust.listed(about.get("constants", []), f"the constants of {what}"):
             constants.check(one, tap.group, what)
     paths = [array.path for array in layout.arrays]

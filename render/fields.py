@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..capture.axes import places_of
 from ..capture.fields import ReceptiveField
 from ..capture.taps import TapName
 from .view import axes_order
@@ -53,7 +52,7 @@ def box(tap: Tap, cell: Sequence[int], picture_shape: Sequence[int]) -> Box:
         (top, left, bottom, right), (rows, columns) = seen, field.input
     elif len(windows) == 2:
         (top, bottom), (left, right) = ((window.start, window.stop) for window in windows)
-        rows, columns = places_of(tap.source_shape)
+        rows, columns = tap.source_places
     else:
         return 0, 0, height, width
     return (
@@ -110,7 +109,7 @@ def _source_windows(tap: Tap, cell: Sequence[int]) -> tuple[slice, ...] | None:
 
     None where the layer has no places, or nobody knows what was made of them.
     """
-    sizes = places_of(tap.source_shape)
+    sizes = tap.source_places
     if not sizes or tap.kind == "attention":
         return None
     # Sizes of the places' axes before each step, None once they are gone.

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..capture.data import margin
 from ..capture.errors import DrawError, SelectionError, closest
+from ..capture.reduce import Chain
 from ..capture.taps import TapName
 from .heat import OF_ATTENTION, TIMES, Tokens, Values, grad_cam, reduced, rollout
 from .importance import check_ranks, rank
@@ -159,7 +160,7 @@ def seen_by(run: Run, shape: tuple[int, int], region: tuple[float, float, float,
     resize, crop = preprocess.get("resize"), preprocess.get("crop")
     if (side := crop or resize) and shape != (side, side):
         return _middle(shape, resize, side)
-    for given in [tap.source_shape[1:] for tap in run.taps.values() if _is_of_pictures(tap)]:
+    for given in [tap.source_places for tap in run.taps.values() if _is_of_pictures(tap)]:
         if given[0] * width != given[1] * height:
             raise DrawError(
                 f"the model got {_size(given)} pixels and the pictures in the store have {_size(shape)}: "
@@ -179,8 +180,9 @@ def _middle(shape: tuple[int, int], resize: int | None, side: int) -> Seen:
 
 
 def _is_of_pictures(tap: Tap) -> bool:
-    shape = tap.source_shape
-    return tap.layer == "." and tap.kind == "input" and len(shape) == 3 and shape[0] in (1, 3)
+    shape, places = tap.source_shape, tap.source_places
+    n_channels = {1, 3} & {shape[0], shape[-1]} if shape else None
+    return tap.layer == "." and tap.kind == "input" and len(places) == 2 and bool(n_channels)
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -261,7 +263,9 @@ def _maps(
             "is maps (channel, y, x), or tokens that are patches of the picture"
         )
     rows, sizes = np.array(spec.rows), [tap.bound[axis] for axis in order]
-    said = (f"stored as {tap.reduction}",) if tap.reduction.steps else ()
+    # The order of the axes changes nothing that is drawn.
+    told = [step for step in tap.reduction.steps if step.kind != "channels_first"]
+    said = (f"stored as {Chain(tuple(told))}",) if told else ()
     if len(order) == 3:
         area = _area(tap, seen.area)
         said = (*said, *_cells_of((sizes[1], sizes[2]), area))
@@ -281,7 +285,7 @@ def _area(tap: Tap, area: Area) -> Area:
 
     """
     try:
-        height, width = tap.source_shape[-2:]
+        height, width = tap.source_places
         for step in tap.reduction.to_json():
             if step["kind"] == "pool":
                 height, width = step["size"]
