@@ -6,7 +6,6 @@ they get and give while they are traced; nothing is left in the model or its cla
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ import jax
 import numpy as np
 
 from ..capture.backend import Json
-from ..capture.checksum import crc32c
 from ..capture.errors import PlanError
+from ..capture.fingerprint import fingerprint
 from ..capture.taps import OUTPUT, ROOT, Layer
 from .jax_marks import marked, marked_arguments
 
@@ -70,15 +69,14 @@ class JaxModel(ABC):
 
     def describe(self) -> Json:
         """Return type, number of parameters, and a checksum of them."""
-        arrays, digest = self.named_arrays(), hashlib.sha256()
-        for name, array in arrays.items():
-            values = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
-            crc = crc32c(values.data) if values.size else 0
-            digest.update(f"{name}:{array.dtype}:{tuple(array.shape)}:{crc:08x}\n".encode())
+        arrays = self.named_arrays()
         return {
             "type": self.type,
             "parameters": sum(int(np.prod(array.shape)) for array in arrays.values()),
-            "weights": digest.hexdigest()[:32],
+            "weights": fingerprint(
+                (name, str(array.dtype), tuple(array.shape), np.asarray(array))
+                for name, array in arrays.items()
+            ),
         }
 
 

@@ -16,10 +16,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
 from ..capture.backend import Backend, Json, Session, Surveyed
 from ..capture.data import Batch
 from ..capture.errors import PlanError
+from ..capture.fingerprint import fingerprint
 from ..capture.taps import OUTPUT, ROOT, Layer, Patterns
 
 
@@ -47,7 +50,16 @@ class KerasBackend(Backend):
 
     def describe(self, model: Any) -> Json:
         """Return type, number of parameters, and a checksum of the weights."""
-        return self._runs(model).describe(self._run_as(model))
+        check_built(model)
+        weights = weights_of(model)
+        return {
+            "type": type(model).__name__,
+            "parameters": sum(int(np.prod(variable.shape)) for variable in weights.values()),
+            "weights": fingerprint(
+                (name, str(variable.dtype), tuple(variable.shape), to_numpy(variable))
+                for name, variable in weights.items()
+            ),
+        }
 
     def place(self, model: Any, device: str | None) -> Any:
         """Return `model` on `device`, as the framework below moves it.
@@ -116,6 +128,26 @@ def layers_of(model: Any) -> list[Layer]:
         )
         for one in found.values()
     ]
+
+
+def weights_of(model: Any) -> dict[str, Any]:
+    """Return the variables of the layers of `model`, by names that Keras has not counted."""
+    return {
+        f"{layer.name}.{i}.{variable.name}": variable
+        for layer in layers_of(model)
+        for i, variable in enumerate(
+            (*layer.module._trainable_variables, *layer.module._non_trainable_variables)
+        )
+    }
+
+
+def to_numpy(variable: Any) -> NDArray[Any]:
+    """Return the values of a variable on the host."""
+    value = variable.value
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 
 def check_built(model: Any) -> None:

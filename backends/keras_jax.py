@@ -14,7 +14,7 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 from ..capture.taps import Layer
 from .jax_marks import marked, marked_arguments
 from .jax_models import JaxModel
-from .keras import channels_last, layers_of
+from .keras import channels_last, layers_of, weights_of
 
 
 class KerasJaxModel(JaxModel):
@@ -66,8 +66,8 @@ class KerasJaxModel(JaxModel):
             variable.assign(value)
 
     def named_arrays(self) -> dict[str, Any]:
-        """Return the weights by their paths."""
-        return {variable.path: variable.value for variable in self._model.weights}
+        """Return the weights by the names of their layers."""
+        return {name: variable.value for name, variable in weights_of(self._model).items()}
 
 
 def _hand_on_masks(old: Any, new: Any) -> None:

@@ -13,7 +13,6 @@ What shaped it:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,11 +29,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ..capture import tapping
 from ..capture.backend import Backend, Json, Learned, Session, Sink, Surveyed
-from ..capture.checksum import crc32c
 from ..capture.columns import check_cast
 from ..capture.data import Batch, Source
 from ..capture.dtypes import DType, named_dtype
 from ..capture.errors import CaptureError, DataError, PlanError
+from ..capture.fingerprint import fingerprint
 from ..capture.layout import Layout
 from ..capture.left_out import told
 from ..capture.pipeline import Memory, Piece, Slab
@@ -898,12 +897,14 @@ def _batch_rows(values: Sequence[Any]) -> int:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
     state = model.state_dict()
-    for name, tensor in zip(compiled.plain_names(model, state), state.values(), strict=True):
-        if not isinstance(tensor, Tensor) or tensor.is_meta:
-            continue
-        data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
-        crc = crc32c(data.data) if data.size else 0
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{crc:08x}\n".encode())
-    return digest.hexdigest()[:32]
+    return fingerprint(
+        (name, str(tensor.dtype), tuple(tensor.shape), _bytes_of(tensor))
+        for name, tensor in zip(compiled.plain_names(model, state), state.values(), strict=True)
+        if isinstance(tensor, Tensor) and not tensor.is_meta
+    )
+
+
+def _bytes_of(tensor: Tensor) -> NDArray[Any]:
+    values: NDArray[Any] = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+    return values
