@@ -3,8 +3,8 @@
     hf:FOLDER_OR_REPO[?class=AutoModelForImageClassification&random=true&dtype=float32&revision=main]
 
 A folder is what `save_pretrained` writes: config.json, model.safetensors (or its shards), and for models of
-pictures preprocessor_config.json. The class is the one that the config names, or `class=`. Code that comes with
-a repository is never run, and weights load as tensors alone.
+pictures preprocessor_config.json. The class is the one that the config names, or `class=`. Code that comes
+with a repository is never run, and weights load as tensors alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from .torch_data import EXAMPLES
 from .torch_weights import brief, seeded, tensors_alone, unreachable, variable
 
 OPTIONS = ("class", "random", "dtype", "revision", "missing")
+
+#: It tells no types.
+_hub: Any = transformers.utils
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 _FILES = "config.json, model.safetensors (or its shards and their index)"
@@ -95,7 +98,7 @@ class _Place:
         if self.local:
             return (Path(self.source) / file).is_file()
         try:
-            found = transformers.utils.cached_file(self.source, file, revision=self.options.get("revision"))
+            found = _hub.cached_file(self.source, file, revision=self.options.get("revision"))
         except Exception as error:
             if not unreachable(error):
                 raise
@@ -117,12 +120,13 @@ class _Place:
         if kind not in transformers.CONFIG_MAPPING:
             if said.get("auto_map"):
                 raise DataError(
-                    f"hf:{self.name} needs code that comes with it, which is not run. Once you have read and trust "
-                    "it, build the model in a file of yours: file.py:factory, with trust_remote_code=True"
+                    f"hf:{self.name} needs code that comes with it, which is not run. Once you have read and "
+                    "trust it, build the model in a file of yours (file.py:factory, trust_remote_code=True)"
                 )
             raise SelectionError(
-                f"transformers {transformers.__version__} has no models of the type {kind!r}, which config.json "
-                f"of hf:{self.name} names as model_type. {closest(str(kind), list(transformers.CONFIG_MAPPING))}"
+                f"transformers {transformers.__version__} has no models of the type {kind!r}, which "
+                f"config.json of hf:{self.name} gives as model_type. "
+                + closest(str(kind), list(transformers.CONFIG_MAPPING))
             )
         try:
             return transformers.AutoConfig.from_pretrained(self.source, **self.options)
@@ -162,9 +166,9 @@ class _Place:
         if not unreachable(error):
             return DataError(f"hf:{self.name} cannot be loaded: {brief(error)}")
         return DataError(
-            f"hf:{self.name} is no folder here, and cannot be downloaded: {brief(error)}. Get {_FILES} and, for "
-            f"a model of pictures, preprocessor_config.json of https://huggingface.co/{self.name} on another "
-            "machine, put them into a folder, and write hf:FOLDER"
+            f"hf:{self.name} is no folder here, and cannot be downloaded: {brief(error)}. Get {_FILES} and, "
+            f"for a model of pictures, preprocessor_config.json of https://huggingface.co/{self.name} on "
+            "another machine, put them into a folder, and write hf:FOLDER"
         )
 
 
@@ -176,9 +180,9 @@ def _kind(name: str, config: Any, wanted: Any) -> Any:
     if isinstance(kind, type) and (issubclass(kind, transformers.PreTrainedModel) or _is_auto(kind)):
         return kind
     known = [*named, *(one for one in dir(transformers) if one.startswith("AutoModel"))]
-    what = f"no model class {chosen!r}" + (
-        "" if wanted is not None else f", which hf:{name} names; add class="
-    )
+    what = f"no model class {chosen!r}"
+    if wanted is None:
+        what += f", which hf:{name} names; add class="
     raise SelectionError(f"transformers {transformers.__version__} has {what}. {closest(chosen, known)}")
 
 
@@ -220,7 +224,7 @@ def _example(kind: Any, config: Any, n_rows: int) -> Batch | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from reporting what is reported here, and from drawing bars."""
-    log = transformers.utils.logging
+    log = _hub.logging
     before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()

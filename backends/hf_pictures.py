@@ -1,10 +1,10 @@
 """What an image processor of transformers does to pictures, as `Preprocess`.
 
-Resizing to a square or by the shorter side, cropping the middle, rescaling and normalisation are told exactly.
-Processors that resize tensors and not pictures may differ in the last of 8 bits. What a `Preprocess` cannot say
-(sides that are not equal, a longest side, patches, padding) leaves mean and standard deviation alone: then give
-pictures of the right size. A processor that resizes by the shorter side and crops nothing gives pictures of many
-sizes; here, the middle is cropped.
+Resizing to a square or by the shorter side, cropping the middle, rescaling and normalisation are told
+exactly. Processors that resize tensors and not pictures may differ in the last of 8 bits. What a `Preprocess`
+cannot say (sides that are not equal, a longest side, patches, padding) leaves mean and standard deviation
+alone: then give pictures of the right size. A processor that resizes by the shorter side and crops nothing
+gives pictures of many sizes; here, the middle is cropped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from PIL import Image
 from ..capture.data import Preprocess
 from .torch_weights import brief
 
+_processors: Any = transformers.AutoImageProcessor
 _FILES = ("preprocessor_config.json", "processor_config.json")
 
 #: ConvNeXt takes pictures below this many pixels from the middle of larger ones, others whole.
@@ -30,17 +31,16 @@ def preprocess_of(source: str, options: dict[str, Any], has: Callable[[str], boo
     if not any(map(has, _FILES)):
         return None
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(source, **options)
+        processor = _processors.from_pretrained(source, **options)
     except Exception as error:
         warnings.warn(
-            f"the preprocessing of {source} is not known: {brief(error)}. Say it with --mean, --std and --resize",
+            f"the preprocessing of {source} is not known: {brief(error)}. Give --mean, --std and --resize",
             stacklevel=2,
         )
         return None
     resize, crop, stretch = _geometry(processor)
-    return Preprocess(
-        *_scale(processor), resize, crop, _interpolation(processor) if resize else None, stretch
-    )
+    how = _interpolation(processor) if resize else None
+    return Preprocess(*_scale(processor), resize, crop, how, stretch)
 
 
 def _scale(processor: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -92,10 +92,11 @@ def _square(size: dict[str, int]) -> int | None:
 
 
 def _interpolation(processor: Any) -> str | None:
-    said = getattr(processor, "resample", None)
-    name = said.value if isinstance(getattr(said, "value", None), str) else None
-    if name is None and said is not None:
-        name = Image.Resampling(int(said)).name.lower()
+    said: Any = getattr(processor, "resample", None)
+    if said is None:
+        return None
+    value = getattr(said, "value", said)  # of Pillow a number, of torchvision a name
+    name = value if isinstance(value, str) else Image.Resampling(value).name.lower()
     return None if name == "bilinear" else name
 
 

@@ -18,6 +18,9 @@ from ..capture.specs import LoadedModel
 from .torch_data import EXAMPLES
 from .torch_weights import brief, read_state, seeded, tensors_alone, unreachable
 
+#: It tells no types.
+_data: Any = timm.data
+
 #: Options of `timm.create_model` that `weights` and `file` stand for.
 _OURS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
@@ -26,8 +29,8 @@ def load_model(name: str, options: dict[str, Any]) -> LoadedModel:
     """Build a model; without `weights` they are random, from a fixed seed: a rebuilt model is the same.
 
     `weights=true` takes the trained ones that are timm's default, `weights=TAG` (or `timm:NAME.TAG`) others;
-    `file=PATH` takes a local .safetensors or .pth file. A new number of classes gives a random last layer. All
-    other options are the model's. Class names come with weights.
+    `file=PATH` takes a local .safetensors or .pth file. A new number of classes gives a random last layer.
+    All other options are the model's. Class names come with weights.
 
     Preprocessing is timm's, to the bit, where `crop_mode` is `center` or `squash` and inputs are square;
     otherwise mean and standard deviation alone.
@@ -63,7 +66,7 @@ def load_model(name: str, options: dict[str, Any]) -> LoadedModel:
         raise DataError(f"timm:{name} cannot be built: {brief(error)}") from error
     model = model.eval()
     size = {"img_size": options["img_size"]} if isinstance(options.get("img_size"), int) else {}
-    config = timm.data.resolve_model_data_config(model, args=size)
+    config = _data.resolve_model_data_config(model, args=size)
     channels = options.get("in_chans") or config["input_size"][0]
     shape = (channels, *config["input_size"][1:])
     EXAMPLES[model] = lambda n_rows: _noise(shape, n_rows)
@@ -80,10 +83,8 @@ def _variant(base: str, tag: str, weights: Any) -> str:
     if weights not in (None, False) and not known:
         raise SelectionError(f"timm has no weights for {base}; leave weights= out, or give file=PATH")
     if chosen and chosen not in known:
-        choice = f"{closest(chosen, known)} weights=true takes the default"
-        raise SelectionError(
-            f"timm has no weights {chosen!r} for {base}. {choice if known else 'There are none.'}"
-        )
+        choice = f"{closest(chosen, known)} weights=true takes the default" if known else "There are none."
+        raise SelectionError(f"timm has no weights {chosen!r} for {base}. {choice}")
     return f"{base}.{chosen}" if chosen else base
 
 
@@ -110,8 +111,9 @@ def _put_where(variant: str, error: BaseException) -> str:
     hub = f"{config.hf_hub_filename or 'model.safetensors'} of https://huggingface.co/{config.hf_hub_id}"
     source = hub if config.hf_hub_id else config.url
     return (
-        f"the weights of timm:{variant} are not here and cannot be downloaded ({brief(error)}). Get {source} on "
-        f"another machine, put it anywhere here, and add file=PATH: 'timm:{variant.partition('.')[0]}?file=PATH'"
+        f"the weights of timm:{variant} are not here and cannot be downloaded ({brief(error)}). Get {source} "
+        f"on another machine, put it anywhere here, and add file=PATH: "
+        f"'timm:{variant.partition('.')[0]}?file=PATH'"
     )
 
 
@@ -123,9 +125,8 @@ def _preprocess(config: dict[str, Any]) -> Preprocess:
         return Preprocess(mean, std)
     resize = math.floor(height / config["crop_pct"])
     stretch = True if mode == "squash" else None
-    return Preprocess(
-        mean, std, resize, height, None if interpolation == "bilinear" else interpolation, stretch
-    )
+    how = None if interpolation == "bilinear" else interpolation
+    return Preprocess(mean, std, resize, height, how, stretch)
 
 
 def _classes(model: nn.Module) -> tuple[str, ...] | None:
@@ -136,8 +137,8 @@ def _classes(model: nn.Module) -> tuple[str, ...] | None:
     if (names := config.get("label_names")) and len(names) == n_classes:
         told = config.get("label_descriptions") or {}
         return tuple(told.get(name, name) for name in names)
-    subset = timm.data.infer_imagenet_subset(model)
-    return tuple(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else None
+    subset = _data.infer_imagenet_subset(model)
+    return tuple(_data.ImageNetInfo(subset).label_descriptions()) if subset else None
 
 
 def _noise(shape: tuple[int, ...], n_rows: int) -> Batch:

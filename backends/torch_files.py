@@ -4,8 +4,8 @@
     weights.pt?model=torchvision:resnet18&num_classes=10
     checkpoint.pt?key=ema&model=timm:resnet18
 
-`model` is any MODEL that torch runs, `key` is what a checkpoint keeps the weights under, and all other options
-are that model's.
+`model` is any MODEL that torch runs, `key` is what a checkpoint keeps the weights under, and all other
+options are that model's.
 """
 
 from __future__ import annotations

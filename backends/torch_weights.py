@@ -97,8 +97,8 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
     """Put all of `state` into all of `model`.
 
-    A prefix that a wrapper put before every name is dropped where the names fit without it. Of tensors that the
-    model knows by two names, one is enough.
+    A prefix that a wrapper put before every name is dropped where the names fit without it. Of tensors that
+    the model knows by two names, one is enough.
 
     Raises:
         DataError: some are missing, unexpected or of another shape; with their names and the closest.
@@ -121,8 +121,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: object) -> 
             ),
         ]
         raise DataError(
-            f"{where} does not fit {type(model).__name__}: {'; '.join(part for part in parts if part)}. Name the "
-            "model, and its options (num_classes=10), that the weights are of"
+            f"{where} does not fit {type(model).__name__}: {'; '.join(part for part in parts if part)}. Name "
+            "the model, and its options (num_classes=10), that the weights are of"
         )
     model.load_state_dict(state, strict=False)
 
@@ -142,15 +142,17 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path} holds objects beside weights, such as a whole module, and is not loaded: that could run any "
-            f"code ({_reason(error)}). Where you trust it, save its weights alone: torch.save(model.state_dict(), "
-            f"'weights.pt'), and name what builds the model: weights.pt?model=file.py:factory"
+            f"{path} holds objects beside weights, such as a whole module, and is not loaded: that could run "
+            f"any code ({_reason(error)}). Where you trust it, save its weights alone: "
+            "torch.save(model.state_dict(), 'weights.pt'), and name what builds the model: "
+            "weights.pt?model=file.py:factory"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         if "TorchScript" in str(error):
             raise DataError(
-                f"{path} is a TorchScript archive, whose layers no hook sees: save the weights of the model that "
-                f"it was made from, or export that with torch.export.save(..., 'model.pt2') ({brief(error)})"
+                f"{path} is a TorchScript archive, whose layers no hook sees: save the weights of the model "
+                "that it was made from, or export that with torch.export.save(..., 'model.pt2') "
+                f"({brief(error)})"
             ) from error
         raise FormatError(f"{path} cannot be read: {brief(error)}") from error
 

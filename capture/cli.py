@@ -92,8 +92,8 @@ def input_options(command: Command) -> Command:
 def layers(model: str, data: str | None, size: str | None, **inputs: Any) -> None:
     """List what can be captured of a model.
 
-    MODEL is what capture takes. The model runs once, on three rows of DATA or on noise. The last column says what
-    else of a layer can be captured, with that behind its name: conv1:input.
+    MODEL is what capture takes. The model runs once, on three rows of DATA or on noise. The last column says
+    what else of a layer can be captured, with that behind its name: conv1:input.
 
     \b
     layertap layers torchvision:resnet18
@@ -307,8 +307,8 @@ def capture(
         raise
     except Exception as error:
         raise CaptureError(
-            f"the model or its data failed: {type(error).__name__}: {error}. {_named(source)}What is committed "
-            "is kept; LAYERTAP_TRACEBACK=1 shows where"
+            f"the model or its data failed: {type(error).__name__}: {error}. {_named(source)}What is "
+            "committed is kept; LAYERTAP_TRACEBACK=1 shows where"
         ) from error
     except (KeyboardInterrupt, _Terminated) as stop:
         click.echo(

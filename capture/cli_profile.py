@@ -87,6 +87,7 @@ def profile(
         raise PlanError("--trace is a timeline of the real capture: leave --no-run out")
     inputs = {name: options.pop(name) for name in ("mean", "std", "resize", "crop", "skip_bad")}
     loaded = load_model(model)
+    options["batch_size"] = loaded.batch_rows or options["batch_size"]
     backend = backend_for(loaded.model)
     network = backend.place(loaded.model, device)
     source = None if data is None else load_source(data, backend, loaded.preprocess, **inputs)

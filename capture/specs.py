@@ -9,8 +9,8 @@
 A factory is called without arguments. One for a model returns it; one for data returns what
 `record_dataset` takes.
 
-Options follow a `?`, with `&` between them. Those of a MODEL inside a MODEL follow its own `?` or, as the rest
-of them, an `&`: `weights.pt?model=timm:resnet18?num_classes=10&in_chans=1`.
+Options follow a `?`, with `&` between them. Those of a MODEL inside a MODEL follow its own `?` or, as the
+rest of them, an `&`: `weights.pt?model=timm:resnet18?num_classes=10&in_chans=1`.
 
 A .npz file holds `x`, `inputs` or `images`, the model's one input, or else the model's arguments by name
 (`input_ids`, `attention_mask`); `y`, `label` or `labels` is the label.
@@ -83,7 +83,7 @@ class LoadedModel:
     """The one number of rows that it takes in a forward; None for any."""
 
     def rows_of_a_step(self, asked: int | None, n_rows: int) -> int:
-        """Return how many of `n_rows` rows go into a forward, where the user asked for so many, or said nothing.
+        """Return how many of `n_rows` rows go into a forward; `asked` is what the user said of it.
 
         Raises:
             PlanError: it takes other batches alone.
@@ -95,9 +95,9 @@ class LoadedModel:
             raise PlanError(f"{self.name} takes batches of exactly {only} rows: --batch-size {only}, or none")
         if n_rows % only:
             raise PlanError(
-                f"{self.name} takes batches of exactly {only} rows, and the data has {n_rows:,}: {n_rows % only} "
-                f"are left over. Give {n_rows - n_rows % only:,} or {n_rows + only - n_rows % only:,} rows, or "
-                "make it anew for any number of rows (torch.export.export(..., dynamic_shapes=...))"
+                f"{self.name} takes batches of exactly {only} rows, and the data has {n_rows:,}: "
+                f"{n_rows % only} are left over. Give a multiple of {only} rows, or make it anew for any "
+                "number of them (torch.export.export(..., dynamic_shapes=...))"
             )
         return only
 
