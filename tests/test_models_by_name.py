@@ -231,17 +231,15 @@ class TestHuggingFace:
     def test_pictures_give_the_values_of_its_own_forward(self, vit, pictures, tmp_path):
         import transformers
 
-        opened = captured(tmp_path / "s", f"hf:{vit}", pictures, "--layers", "vit.encoder.layer.*,classifier")
-        if not opened.left_out and "classifier" not in opened.taps:
-            raise AssertionError(list(opened.taps))
+        opened = captured(tmp_path / "s", f"hf:{vit}", pictures, "--layers", "vit.layernorm,classifier")
         model = transformers.ViTForImageClassification.from_pretrained(vit)
         files = sorted(pictures.iterdir())
         images = [np.asarray(Image.open(f).resize((32, 32), Image.Resampling.BICUBIC)) for f in files]
-        inputs = (
-            np.stack(images).transpose(0, 3, 1, 2) / 255 - np.array([0.5, 0.4, 0.3])[:, None, None]
-        ) / 0.2
+        inputs = np.stack(images).transpose(0, 3, 1, 2) / 255 - np.array([0.5, 0.4, 0.3])[:, None, None]
         with torch.no_grad():
-            logits = model(torch.as_tensor(inputs, dtype=torch.float32)).logits
+            out = model(torch.as_tensor(inputs / 0.2, dtype=torch.float32), output_hidden_states=True)
+            logits, hidden = out.logits, model.vit.layernorm(out.hidden_states[-1])
+        assert np.allclose(opened["vit.layernorm"][...], hidden.numpy(), atol=1e-5)
         assert np.allclose(opened["classifier"][...], logits.numpy(), atol=1e-5)
         assert np.array_equal(opened.rows["prediction"][...], logits.argmax(1).numpy())
         assert opened.classes == ("cat", "dog", "frog")
@@ -253,21 +251,18 @@ class TestHuggingFace:
         ids = rng.integers(0, 50, (6, 7))
         mask = (np.arange(7) < rng.integers(2, 8, (6, 1))).astype(np.int64)
         np.savez(tmp_path / "t.npz", input_ids=ids, attention_mask=mask, labels=np.arange(6) % 2)
-        layers = "bert.encoder.layer.0,bert.encoder.layer.1,classifier"
-        opened = captured(
-            tmp_path / "s", f"hf:{bert}", tmp_path / "t.npz", "--layers", layers, "--batch-size", 3
-        )
+        data, layers = tmp_path / "t.npz", "**.layer.0.output,classifier"
+        opened = captured(tmp_path / "s", f"hf:{bert}", data, "--layers", layers, "--batch-size", 3)
         model = transformers.BertForSequenceClassification.from_pretrained(bert)
         with torch.no_grad():
             out = model(torch.as_tensor(ids), torch.as_tensor(mask), output_hidden_states=True)
-        found = opened["bert.encoder.layer.0"] if "bert.encoder.layer.0" in opened.taps else None
-        if found is None:
-            found = opened["bert.encoder.layer.0[0]"]
-        assert np.allclose(found[...], out.hidden_states[1].numpy(), atol=1e-5)
+        assert np.allclose(
+            opened["bert.encoder.layer.0.output"][...], out.hidden_states[1].numpy(), atol=1e-5
+        )
         assert np.allclose(opened["classifier"][...], out.logits.numpy(), atol=1e-5)
         assert opened.rows["label"][...].tolist() == [0, 1, 0, 1, 0, 1]
         ragged = captured(
-            *(tmp_path / "r", f"hf:{bert}", tmp_path / "t.npz", "--layers", "bert.embeddings"),
+            *(tmp_path / "r", f"hf:{bert}", data, "--layers", "bert.embeddings"),
             *("--ragged", "bert.embeddings:16"),
         )
         assert [len(row) for row in ragged["bert.embeddings"][...]] == mask.sum(1).tolist()
@@ -343,7 +338,7 @@ class TestHuggingFace:
     @pytest.mark.parametrize(
         ("about", "expected"),
         [
-            ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True},
+            ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}},
              lt.Preprocess((0.5,) * 3, (0.5,) * 3, 40, 32)),
             ({"size": {"height": 32, "width": 48}}, lt.Preprocess((0.5,) * 3, (0.5,) * 3)),
             ({"do_normalize": False, "do_resize": False}, lt.Preprocess()),
@@ -494,7 +489,7 @@ class TestExported:
         torch.manual_seed(2)
         model = Two().train(training)
         inputs = {"input_ids": torch.zeros(4, 5, dtype=torch.int64), "attention_mask": torch.ones(4, 5)}
-        rows = None if fixed else dict.fromkeys(inputs, {0: torch.export.Dim("rows", min=1)})
+        rows = None if fixed else {key: {0: torch.export.Dim("rows", min=1)} for key in inputs}
         torch.export.save(torch.export.export(model, (), inputs, dynamic_shapes=rows), path)
         return model
 
@@ -509,12 +504,14 @@ class TestExported:
         model = self.export(tmp_path / "m.pt2")
         inputs = self.data(tmp_path / "x.npz", 7)
         store = captured(tmp_path / "s", tmp_path / "m.pt2", tmp_path / "x.npz", "--layers", "**")
-        plain = lt.record_dataset(
-            model, {key: value.numpy() for key, value in inputs.items()}, tmp_path / "p", ["**"]
-        )
-        for name in ("emb", "block", "block#2", "block.0", "block.0#2", "block.1", "."):
+        plain = lt.record_dataset(model, inputs, tmp_path / "p", ["**", "!attn.out_proj"])
+        for name in ("emb", "block", "block#2", "block.0", "block.0#2", "block.1"):
             assert np.array_equal(store[name][...], plain[name][...]), name
-        assert np.array_equal(store["attn"][...], plain["attn[0]"][...])
+        # nn.MultiheadAttention has a faster kernel, which an export does without
+        assert np.allclose(store["attn"][...], plain["attn[0]"][...], atol=1e-6)
+        with torch.no_grad():
+            flat = torch.export.load(tmp_path / "m.pt2").module()(**inputs)
+        assert np.array_equal(store["."][...], flat.numpy())
         assert store.info["model"]["type"] == "Two"
 
     def test_layers_are_chosen_by_the_type_that_they_had(self, tmp_path):
@@ -558,8 +555,8 @@ class TestExported:
 class TestNamedArrays:
     def test_a_dict_of_arrays_goes_to_the_model_by_name(self, tmp_path):
         a, b = np.ones((3, 2), np.float32), np.arange(6, dtype=np.float32).reshape(3, 2)
-        run = lt.record_dataset(lambda a, b: {"sum": a + b}, {"a": a, "b": b, "y": [7, 8, 9]} | {
-            "y": np.array([7, 8, 9])}, tmp_path / "s", ["sum"], batch_size=2)  # fmt: skip
+        data = {"a": a, "b": b, "y": np.array([7, 8, 9])}
+        run = lt.record_dataset(lambda a, b: {"sum": a + b}, data, tmp_path / "s", ["sum"], batch_size=2)
         assert np.array_equal(run["sum"][...], a + b)
         assert run.rows["label"][...].tolist() == [7, 8, 9]
 
