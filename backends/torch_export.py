@@ -7,13 +7,16 @@ modules that run, under the names of the model that was exported, and hooks see 
   argument than in the model.
 * A module gives the tensors that are used after it: of a dict or tuple, perhaps one of its parts alone.
 * The mode is that of the export: dropout that was on then stays on.
-* `torch.export.load` is not made for files from others: load those alone that you trust.
+* `torch.export.load` is not made for files from strangers. Tensors load as tensors alone here and files with
+  other objects are refused, but the expressions of its shapes are evaluated: load those that you trust.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ from ..capture.errors import DataError, FormatError, PlanError
 from ..capture.specs import LoadedModel
 from .torch_data import EXAMPLES
 from .torch_weights import brief, tensors_alone
+
+#: The table of what a program holds beside its weights.
+_CONSTANTS = "_constants_config.json"
 
 #: Operators that do something else in training, and the place of the argument that says so.
 _TRAINING = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5}
@@ -41,6 +47,7 @@ def load_file(path: Path, options: dict[str, Any]) -> LoadedModel:
     """
     if options:
         raise PlanError(f"a .pt2 file has no option {min(options)!r}; it has none")
+    _check_objects(path)
     program = _read(path)
     _check_mode(path, program)
     try:
@@ -71,6 +78,22 @@ def _read(path: Path) -> ExportedProgram:
         ) from error
     finally:
         log.disabled, package.disabled = before, package_before
+
+
+def _check_objects(path: Path) -> None:
+    """Refuse constants that would be unpickled to something else than a tensor."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            tables = [name for name in archive.namelist() if name.endswith(_CONSTANTS)]
+            held = [json.loads(archive.read(name)).get("config", {}) for name in tables]
+    except (zipfile.BadZipFile, ValueError, AttributeError) as error:
+        raise FormatError(f"{path} cannot be read as an exported program: {brief(error)}") from error
+    for name, about in (item for table in held for item in table.items()):
+        if not str(about.get("path_name")).startswith("tensor_"):
+            raise DataError(
+                f"{path} holds {name}, which is no tensor, and is not loaded: that could run any code. "
+                "Export a model of tensors alone, or load it in a file of yours: file.py:factory"
+            )
 
 
 def _check_mode(path: Path, program: ExportedProgram) -> None:

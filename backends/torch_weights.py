@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def unreachable(error: BaseException) -> bool:
 
 def brief(error: BaseException) -> str:
     """Return type and first words of an error whose text may be long."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:300] + ' ...'}"
 
 
@@ -138,6 +139,7 @@ def _safetensors(path: Path) -> Any:
 
 
 def _unpickled(path: Path) -> Any:
+    _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -148,13 +150,23 @@ def _unpickled(path: Path) -> Any:
             "weights.pt?model=file.py:factory"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        if "TorchScript" in str(error):
-            raise DataError(
-                f"{path} is a TorchScript archive, whose layers no hook sees: save the weights of the model "
-                "that it was made from, or export that with torch.export.save(..., 'model.pt2') "
-                f"({brief(error)})"
-            ) from error
         raise FormatError(f"{path} cannot be read: {brief(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what torch writes under the same suffix, and is a whole model."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:  # older files of torch are none
+        return
+    if "constants.pkl" in files:
+        raise DataError(
+            f"{path} is a TorchScript archive, whose layers no hook sees: save the weights of the model that "
+            "it was made from (torch.save(model.state_dict(), ...)), or export that with torch.export.save"
+        )
+    if "models/model.json" in files:
+        raise DataError(f"{path} is an exported program: call it {path.with_suffix('.pt2').name}")
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -461,6 +463,15 @@ class TestWeights:
         assert "holds a Tensor and no weights" in fails("layers", f"{tmp_path}/t.pt?model={factory}")
         assert "there is no file" in fails("layers", f"{tmp_path}/none.pt?model={factory}")
 
+    def test_whole_models_under_the_same_suffix_are_told_apart(self, tmp_path):
+        for name, words in (
+            ("constants.pkl", "is a TorchScript archive"),
+            ("models/model.json", "call it m.pt2"),
+        ):
+            with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+                archive.writestr(f"m/{name}", "")
+            assert words in fails("layers", tmp_path / "m.pt")
+
     def test_a_plus_in_a_file_name_is_one(self, factory, net, tmp_path):
         folder = tmp_path / "a+b"
         folder.mkdir()
@@ -544,6 +555,28 @@ class TestExported:
         message = fails("layers", tmp_path / "m.pt2")
         assert "exported in training mode (dropout is on, for good)" in message
         assert "model.eval()" in message
+
+    def test_objects_beside_tensors_are_never_unpickled(self, tmp_path):
+        self.export(tmp_path / "m.pt2")
+        with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        table = next(name for name in files if name.endswith("_constants_config.json"))
+        files[table] = json.dumps({"config": {"loud": {"path_name": "opaque_obj_0"}}}).encode()
+        files[table.replace("model_constants_config.json", "opaque_obj_0")] = pickle.dumps(Loud())
+        with zipfile.ZipFile(tmp_path / "n.pt2", "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        message = fails("layers", tmp_path / "n.pt2")
+        assert "holds loud, which is no tensor, and is not loaded" in message
+        assert not Loud.ran
+
+    def test_a_fixed_batch_is_foretold_and_not_profiled(self, tmp_path):
+        self.export(tmp_path / "m.pt2", fixed=True)
+        self.data(tmp_path / "x.npz", 8)
+        command = (tmp_path / "m.pt2", tmp_path / "x.npz")
+        done = run("capture", *command, tmp_path / "s", "--layers", "emb", "--dry-run")
+        assert done.exit_code == 0, done.output
+        assert "takes batches of exactly 4 rows, and profile tries others" in fails("profile", *command)
 
     def test_what_is_no_program_is_refused_with_the_cause(self, tmp_path):
         (tmp_path / "m.pt2").write_bytes(b"nothing")
