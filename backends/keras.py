@@ -147,7 +147,8 @@ def to_numpy(variable: Any) -> NDArray[Any]:
     if not hasattr(value, "detach"):
         return np.asarray(value)
     value = value.detach().cpu()
-    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    values: NDArray[Any] = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    return values
 
 
 def check_built(model: Any) -> None:

@@ -55,7 +55,7 @@ from ..capture.taps import (
     follow,
 )
 from . import torch_compile as compiled
-from .torch_data import TorchSource, handed_over, normalisation
+from .torch_data import EXAMPLES, TorchSource, handed_over, normalisation
 from .torch_gradients import Gradients
 from .torch_hooks import (
     HOOKS,
@@ -171,6 +171,11 @@ class TorchBackend(Backend):
             return model.to(device or _own_device())
         except (RuntimeError, AssertionError) as error:
             raise PlanError(f"the model cannot be moved to {device!r}: {error}") from error
+
+    def example(self, model: Any, n_rows: int) -> Batch | None:
+        """Return rows that a model that was built by name takes."""
+        made = EXAMPLES.get(compiled.original(model))
+        return None if made is None else made(n_rows)
 
     def transfer_rates(self, model: Any) -> dict[str, float]:
         """Return the bytes a second from the model's CUDA device to pageable and to pinned host memory."""

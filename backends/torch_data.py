@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
-from ..capture.data import Preprocess, SampleSource
+from ..capture.data import Batch, Preprocess, SampleSource
 from ..capture.errors import DataError
+
+#: Of models that were built by name, what gives some rows that they take, without data.
+EXAMPLES: MutableMapping[nn.Module, Callable[[int], Batch | None]] = WeakKeyDictionary()
 
 
 def handed_over(loader: Any) -> Iterator[list[Any]]:

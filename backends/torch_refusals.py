@@ -18,8 +18,9 @@ from .torch_slabs import TORCH_DTYPES
 
 UNSEEN = (
     "it ran where no hook is seen. A CUDA graph that is replayed (torch.cuda.make_graphed_callables) and an "
-    "exported program run none: record the model without them. A function that torch.compile had compiled "
-    "before may keep the code that it had: call torch.compiler.reset() before the recording"
+    "exported program's module() run none: record the model without them, or torch.export.unflatten(...). "
+    "A function that torch.compile had compiled before may keep the code that it had: call "
+    "torch.compiler.reset() before the recording"
 )
 
 _DTYPES = frozenset(TORCH_DTYPES.values())

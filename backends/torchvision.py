@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.error import URLError
 
@@ -15,6 +12,7 @@ import torchvision
 from ..capture.data import Preprocess
 from ..capture.errors import DataError, SelectionError, closest
 from ..capture.specs import LoadedModel
+from .torch_weights import seeded, tensors_alone
 
 
 def load_model(name: str, options: dict[str, Any]) -> LoadedModel:
@@ -29,7 +27,6 @@ def load_model(name: str, options: dict[str, Any]) -> LoadedModel:
         raise SelectionError(f"torchvision has no model {name!r}. {closest(name, known)}")
     weights = options.pop("weights", None)
     if weights is None:
-        torch.manual_seed(0)
         return LoadedModel(_build(name, None, options), name)
     choices = torchvision.models.get_model_weights(name)
     if weights not in choices.__members__:
@@ -68,7 +65,7 @@ def load_data(name: str, options: dict[str, Any]) -> Any:
 
 def _build(name: str, weights: Any, options: dict[str, Any]) -> torch.nn.Module:
     try:
-        with _nothing_unpickled():
+        with seeded(), tensors_alone():
             model: torch.nn.Module = torchvision.models.get_model(name, weights=weights, **options)
     except pickle.UnpicklingError as error:
         raise DataError(
@@ -84,21 +81,6 @@ def _build(name: str, weights: Any, options: dict[str, Any]) -> torch.nn.Module:
     except (TypeError, ValueError) as error:
         raise DataError(f"torchvision:{name} cannot be built: {error}") from error
     return model
-
-
-@contextmanager
-def _nothing_unpickled() -> Iterator[None]:
-    """Let files of weights give tensors alone: torchvision loads them as pickles, which can run any code."""
-    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(key)
-    os.environ[key] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = before
 
 
 def _preprocess(weights: Any) -> Preprocess | None:

@@ -92,9 +92,8 @@ def input_options(command: Command) -> Command:
 def layers(model: str, data: str | None, size: str | None, **inputs: Any) -> None:
     """List what can be captured of a model.
 
-    MODEL is torchvision:NAME, a .onnx file or file.py:factory. The model runs once, on three rows of DATA or
-    on noise. The last column says what else of a layer can be captured, with that behind its name:
-    conv1:input.
+    MODEL is what capture takes. The model runs once, on three rows of DATA or on noise. The last column says
+    what else of a layer can be captured, with that behind its name: conv1:input.
 
     \b
     layertap layers torchvision:resnet18
@@ -111,7 +110,7 @@ def layers(model: str, data: str | None, size: str | None, **inputs: Any) -> Non
     network = backend.place(loaded.model, inputs.pop("device"))
     if data is not None:
         source = load_source(data, backend, loaded.preprocess, **inputs)
-        batch = source.batch(range(min(3, source.n_rows)))
+        batch = source.batch(range(min(loaded.batch_rows or 3, source.n_rows)))
     else:
         batch = (None if size else backend.example(network, 3)) or _noise(size or "3,224,224")
     try:
@@ -160,7 +159,10 @@ def layers(model: str, data: str | None, size: str | None, **inputs: Any) -> Non
     help="Names, globs, re:..., type:..., and :input, :grad or :attention behind them; commas.",
 )
 @click.option(
-    "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Rows of a forward."
+    "--batch-size",
+    show_default="64, or what MODEL needs",
+    type=click.IntRange(1),
+    help="Rows of a forward.",
 )
 @click.option("--score", help="What NAME:grad is the gradient of: prediction (default), label, or a class.")
 @click.option(
@@ -192,7 +194,7 @@ def capture(
     data: str,
     store: str,
     patterns: tuple[str, ...],
-    batch_size: int,
+    batch_size: int | None,
     score: str | None,
     reductions: tuple[str, ...],
     ragged: tuple[str, ...],
@@ -214,14 +216,18 @@ def capture(
 ) -> None:
     """Capture layers of a model over a data set into a store.
 
-    MODEL is torchvision:NAME, a .onnx file or file.py:factory. DATA is folder:PATH, a .npy or .npz file,
-    torchvision:NAME?root=PATH or file.py:factory. A capture that was killed goes on when the same command is
-    run again.
+    MODEL is torchvision:NAME, timm:NAME, hf:REPO (or hf:FOLDER), a .onnx or .pt2 file, file.py:factory, or
+    weights with what builds their model: weights.safetensors?model=timm:NAME. DATA is folder:PATH, a .npy or
+    .npz file, torchvision:NAME?root=PATH or file.py:factory. A capture that was killed goes on when the same
+    command is run again.
 
     \b
     layertap capture torchvision:resnet18 folder:pictures run.zarr --layers 'conv1,layer*.1' --resize 224
     layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --dtype float16
     layertap capture model.py:build test.npz run.zarr --layers type:Conv2d --part 3/16
+    layertap capture 'timm:vit_tiny_patch16_224?weights=true' folder:pictures run.zarr --layers 'blocks.*'
+    layertap capture hf:bert-base-uncased tokens.npz run.zarr --layers '**.layer.*' --ragged '**:512'
+    layertap capture 'best.pt?model=model.py:build' test.npz run.zarr --layers type:Conv2d
     layertap capture torchvision:resnet18 folder:pictures run.zarr --layers layer4,layer4:grad --score label
     layertap capture model.py:build test.npz run.zarr --layers '**' --reduce 'pool:7|float16' --dry-run
 
@@ -259,7 +265,7 @@ def capture(
         click.echo(f"left out {len(skipped)} pictures that do not decode: {names}", err=True)
     classes = loaded.classes if source.classes is None else None
     options: dict[str, Any] = {
-        "batch_size": batch_size,
+        "batch_size": loaded.rows_of_a_step(batch_size, source.n_rows),
         "workers": workers,
         "score": None if score is None else read_score(score),
         "reduce": (*([f"tokens:{tokens}"] if tokens else ()), *reductions) or None,
@@ -301,8 +307,8 @@ def capture(
         raise
     except Exception as error:
         raise CaptureError(
-            f"the model or its data failed: {type(error).__name__}: {error}. What is committed is kept; "
-            "LAYERTAP_TRACEBACK=1 shows where"
+            f"the model or its data failed: {type(error).__name__}: {error}. {_named(source)}What is "
+            "committed is kept; LAYERTAP_TRACEBACK=1 shows where"
         ) from error
     except (KeyboardInterrupt, _Terminated) as stop:
         click.echo(
@@ -490,6 +496,8 @@ def load_source(
         "crop": crop,
     }
     said = {key: value for key, value in said.items() if value is not None}
+    if resize is not None:
+        said["stretch"] = None
     chosen = replace(preprocess or Preprocess(), **said)
     source = backend.source(load_data(data, chosen, skip_bad=skip_bad))
     # A model's own preprocessing gives way to one that the data set's transform has done already.
@@ -498,6 +506,18 @@ def load_source(
         base = replace(base, resize=None, crop=None)
     source.preprocess = replace(base, **said)
     return source
+
+
+def _named(source: Any) -> str:
+    """Return a sentence on arrays that go to the model by name, which may be why it failed."""
+    from .named_arrays import NamedArrays
+
+    if not isinstance(source, NamedArrays):
+        return ""
+    return (
+        f"{source.name} holds {', '.join(source.arrays)}, which the model got by these names; its one input "
+        "is to be called x, inputs or images. "
+    )
 
 
 def _noise(size: str) -> Any:

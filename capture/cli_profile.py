@@ -87,6 +87,11 @@ def profile(
         raise PlanError("--trace is a timeline of the real capture: leave --no-run out")
     inputs = {name: options.pop(name) for name in ("mean", "std", "resize", "crop", "skip_bad")}
     loaded = load_model(model)
+    if loaded.batch_rows is not None:
+        raise PlanError(
+            f"{loaded.name} takes batches of exactly {loaded.batch_rows} rows, and profile tries others: "
+            "make it anew for any number of rows (torch.export.export(..., dynamic_shapes=...))"
+        )
     backend = backend_for(loaded.model)
     network = backend.place(loaded.model, device)
     source = None if data is None else load_source(data, backend, loaded.preprocess, **inputs)

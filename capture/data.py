@@ -32,6 +32,9 @@ _LOOK_BYTES = 16 * 1024
 _WHOLE_BYTES = 256 * 1024 * 1024  # an array of up to so many bytes is read whole
 _LOOK_SAMPLES = 16  # of a data set that has nothing but [], decoding included
 
+#: Pillow's filters, which weight all pixels that go into one: no picture is aliased.
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
+
 PICTURE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
@@ -58,13 +61,17 @@ class Preprocess:
     std: tuple[float, ...] | None = None
     """For each channel, in units of 0..1; None for ones."""
     resize: int | None = None
-    """Scale the shorter side to this many pixels (bilinear, antialiased), then crop the middle."""
+    """Scale the shorter side to this many pixels (antialiased), then crop the middle."""
     crop: int | None = None
     """Side of the square that is cropped from the middle; None for `resize`."""
     channels_last: bool | None = None
     """Whether inputs are (rows, y, x, channels), as those of Keras and Flax are."""
     bgr: bool | None = None
     """Whether inputs have blue first; `mean` and `std` are of red, green and blue all the same."""
+    interpolation: str | None = None
+    """How pixels are weighted in resizing: one of `INTERPOLATIONS`; None for bilinear."""
+    stretch: bool | None = None
+    """Whether both sides are scaled to `resize`, whatever the proportions."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -77,6 +84,8 @@ class Preprocess:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"{name} is {value}; it is a number of pixels above 0")
+        if self.interpolation not in (None, *INTERPOLATIONS):
+            raise DataError(f"there is no interpolation {self.interpolation!r}; there are {INTERPOLATIONS}")
 
     def _channels(self, name: str, n_channels: int) -> NDArray[np.float32]:
         values = getattr(self, name)
@@ -351,7 +360,7 @@ class ArraySource(Source):
         values = np.asarray(self.inputs[window])
         columns: dict[str, Any] = {}
         if self.labels is not None:
-            columns |= _label_columns(self.labels[window])
+            columns |= label_columns(self.labels[window])
         if self.resizes:
             values = _resized_arrays(values, self.preprocess)
             columns["picture"] = values
@@ -364,7 +373,7 @@ class ArraySource(Source):
     def fingerprint(self) -> str:
         """Hash shape, type and bytes: of a large set, each row's beginning, middle and end."""
         digest = hashlib.sha256(f"{self.inputs.shape}{self.inputs.dtype}".encode())
-        digest.update(f"{_rows_crc(self.inputs):08x}".encode())
+        digest.update(f"{rows_crc(self.inputs):08x}".encode())
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).tobytes())
         return f"array:{self.n_rows}:{digest.hexdigest()[:32]}"
@@ -417,7 +426,7 @@ class SampleSource(Source):
                     continue
                 if array.dtype.hasobject:
                     continue
-                digest.update(f"{array.shape}{array.dtype}{_rows_crc(array):08x}".encode())
+                digest.update(f"{array.shape}{array.dtype}{rows_crc(array):08x}".encode())
         return f"{type(self).__name__}:{self.n_rows}:{digest.hexdigest()[:32]}"
 
     def collate(self, rows: range, samples: Sequence[Any]) -> Batch:
@@ -432,7 +441,7 @@ class SampleSource(Source):
             inputs, labels = [sample[0] for sample in samples], [sample[1] for sample in samples]
         else:
             inputs = [s[0] if isinstance(s, tuple | list) else s for s in samples]
-        columns: dict[str, Any] = {} if labels is None else _label_columns(labels)
+        columns: dict[str, Any] = {} if labels is None else label_columns(labels)
         if not inputs:
             return Batch(rows, (), kwargs, columns)
         if hasattr(inputs[0], "convert"):
@@ -458,9 +467,13 @@ class SampleSource(Source):
 
 
 def as_source(data: Any, preprocess: Preprocess | None = None) -> Source:
-    """Return a source for `data`: a source, a folder, arrays, or anything with `len` and `[]`."""
+    """Return a source for `data`: a source, a folder, arrays, a dict of them, or what has `len` and `[]`."""
+    from .named_arrays import NamedArrays, are_named
+
     if isinstance(data, Source):
         return data
+    if are_named(data):
+        return NamedArrays(data)
     if isinstance(data, str | os.PathLike):
         return PictureFolder(data, preprocess)
     if isinstance(data, np.ndarray):
@@ -498,7 +511,7 @@ def _looks(size: int, length: int) -> list[tuple[int, int]]:
     return [(start, start + length) for start in (0, (size - length) // 2, size - length)]
 
 
-def _rows_crc(array: Values) -> int:
+def rows_crc(array: Values) -> int:
     """Return the CRC-32C of an array's rows, of each only a part where the whole is large."""
     if array.size == 0:
         return 0
@@ -525,7 +538,7 @@ def _stacked(arrays: Sequence[Values]) -> Values:
     return np.stack(arrays)
 
 
-def _label_columns(labels: Any) -> dict[str, Values]:
+def label_columns(labels: Any) -> dict[str, Values]:
     """Return class numbers as the column `label`, any other numbers as `target`, and nothing else."""
     try:
         values = np.stack([np.asarray(label) for label in labels])
@@ -552,8 +565,11 @@ def _resized(image: Any, preprocess: Preprocess) -> Any:
     width, height = image.size
     if preprocess.resize is not None:
         # The longer side is cut down to whole pixels, as torchvision does.
-        size = tuple(int(preprocess.resize * side / min(width, height)) for side in (width, height))
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        size = tuple(
+            preprocess.resize if preprocess.stretch else int(preprocess.resize * side / min(width, height))
+            for side in (width, height)
+        )
+        image = image.resize(size, Image.Resampling[(preprocess.interpolation or "bilinear").upper()])
     side = preprocess.crop or preprocess.resize
     if side is None:
         return image

@@ -1,12 +1,20 @@
 """What MODEL and DATA mean on the command line.
 
     MODEL   torchvision:resnet18[?weights=DEFAULT&num_classes=10]   file.onnx[?providers=NAME,NAME]
-            keras:ResNet50[?weights=imagenet]   file.keras   file.py:factory
+            timm:resnet18[?weights=true]   hf:REPO_OR_FOLDER[?class=NAME]   file.pt2   file.py:factory
+            weights.safetensors?model=MODEL   weights.pt?model=MODEL
+            keras:ResNet50[?weights=imagenet]   file.keras
     DATA    folder:PATH (or a folder's path)   torchvision:CIFAR10?root=PATH   file.npy   file.npz
             file.py:factory
 
 A factory is called without arguments. One for a model returns it; one for data returns what
 `record_dataset` takes.
+
+Options follow a `?`, with `&` between them. Those of a MODEL inside a MODEL follow its own `?` or, as the
+rest of them, an `&`: `weights.pt?model=timm:resnet18?num_classes=10&in_chans=1`.
+
+A .npz file holds `x`, `inputs` or `images`, the model's one input, or else the model's arguments by name
+(`input_ids`, `attention_mask`); `y`, `label` or `labels` is the label.
 """
 
 from __future__ import annotations
@@ -29,22 +37,37 @@ from .errors import (
     FormatError,
     LayertapError,
     MissingPackageError,
+    PlanError,
     SelectionError,
     StoreNotFoundError,
 )
+from .named_arrays import NamedArrays
 
 #: Prefix -> module with `load_model(name, options)`, and `load_data(name, options)` where it has data, and
 #: its extra.
 COLLECTIONS: dict[str, tuple[str, str]] = {
     "torchvision": ("layertap.backends.torchvision", "torch"),
     "keras": ("layertap.backends.keras_models", "keras"),
+    "timm": ("layertap.backends.timm", "timm"),
+    "hf": ("layertap.backends.hf", "hf"),
 }
 
 #: Suffix of a model's file -> module with `load_file(path, options)`, and its extra.
 FILES: dict[str, tuple[str, str]] = {
     ".onnx": ("layertap.backends.onnx", "onnx"),
     ".keras": ("layertap.backends.keras_models", "keras"),
+    ".pt2": ("layertap.backends.torch_export", "torch"),
+    ".pt": ("layertap.backends.torch_files", "torch"),
+    ".pth": ("layertap.backends.torch_files", "torch"),
+    ".safetensors": ("layertap.backends.torch_files", "safetensors"),
 }
+
+#: Rows of a forward where nothing is said.
+BATCH_ROWS = 64
+
+
+#: What a .npz file may call the model's one input.
+INPUTS = ("x", "inputs", "images", "input", "arr_0")
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,27 @@ class LoadedModel:
     """What its weights were trained with."""
     classes: tuple[str, ...] | None = None
     """Names of the classes that it predicts."""
+    batch_rows: int | None = None
+    """The one number of rows that it takes in a forward; None for any."""
+
+    def rows_of_a_step(self, asked: int | None, n_rows: int) -> int:
+        """Return how many of `n_rows` rows go into a forward; `asked` is what the user said of it.
+
+        Raises:
+            PlanError: it takes other batches alone.
+        """
+        only = self.batch_rows
+        if only is None:
+            return BATCH_ROWS if asked is None else asked
+        if asked not in (None, only):
+            raise PlanError(f"{self.name} takes batches of exactly {only} rows: --batch-size {only}, or none")
+        if n_rows % only:
+            raise PlanError(
+                f"{self.name} takes batches of exactly {only} rows, and the data has {n_rows:,}: "
+                f"{n_rows % only} are left over. Give a multiple of {only} rows, or make it anew for any "
+                "number of them (torch.export.export(..., dynamic_shapes=...))"
+            )
+        return only
 
 
 def load_model(spec: str) -> LoadedModel:
@@ -68,23 +112,28 @@ def load_model(spec: str) -> LoadedModel:
         SelectionError: there is none of that name.
         StoreNotFoundError: there is no such file.
     """
-    if (file := _factory_file(spec)) is not None:
-        return LoadedModel(_made(*file), spec)
-    path, options = _options(spec)
-    if (suffix := Path(path).suffix.lower()) in FILES:
-        if not Path(path).is_file():
-            raise StoreNotFoundError(f"there is no file {path}")
-        read: LoadedModel = _module(f"a {suffix} file", *FILES[suffix]).load_file(Path(path), options)
-        return replace(read, name=Path(path).name)
-    prefix, _, rest = spec.partition(":")
-    if prefix not in COLLECTIONS:
-        raise SelectionError(
-            f"{spec!r} is no model; write torchvision:NAME, {', '.join(FILES)} or file.py:factory (a "
-            "function that returns it)"
-        )
-    name, options = _options(rest)
-    loaded: LoadedModel = _collection(prefix).load_model(name, options)
-    return replace(loaded, name=spec)
+    return replace(load_model_with(*split_options(spec)), name=_called(spec))
+
+
+def load_model_with(name: str, options: dict[str, Any]) -> LoadedModel:
+    """Return the model that `name` and its options, apart from each other, name; see `load_model`."""
+    prefix, _, rest = name.partition(":")
+    if prefix in COLLECTIONS:
+        loaded: LoadedModel = _collection(prefix).load_model(rest, options)
+        return loaded
+    if (suffix := Path(name).suffix.lower()) in FILES:
+        if not Path(name).is_file():
+            raise StoreNotFoundError(f"there is no file {name}")
+        read: LoadedModel = _module(f"a {suffix} file", *FILES[suffix]).load_file(Path(name), options)
+        return read
+    if (file := _factory_file(name)) is not None:
+        if options:
+            raise PlanError(f"{name} is called without arguments, and takes no option {min(options)!r}")
+        return LoadedModel(_made(*file), name)
+    raise SelectionError(
+        f"{name!r} is no model; write {', '.join(f'{known}:NAME' for known in COLLECTIONS)}, a file "
+        f"({', '.join(FILES)}) or file.py:factory (a function that returns it)"
+    )
 
 
 def load_data(spec: str, preprocess: Preprocess | None, *, skip_bad: bool = False) -> Any:
@@ -111,8 +160,9 @@ def load_data(spec: str, preprocess: Preprocess | None, *, skip_bad: bool = Fals
             f"{spec!r} is no data set; write folder:PATH, torchvision:NAME?root=PATH, a .npy or .npz file, "
             "or file.py:factory (a function that returns it)"
         )
-    name, options = _options(rest)
-    return _collection(prefix).load_data(name, options)
+    if not hasattr(module := _collection(prefix), "load_data"):
+        raise SelectionError(f"{spec!r} is no data set: {prefix} has models alone")
+    return module.load_data(*split_options(rest))
 
 
 def load_function(spec: str) -> Callable[[Any], Any]:
@@ -156,7 +206,9 @@ def _load_arrays(path: Path, preprocess: Preprocess | None) -> Source:
             values = np.load(path, mmap_mode="r", allow_pickle=False), None
         else:
             with np.load(path, allow_pickle=False) as file:
-                values = _inputs_and_labels(path, file)
+                if not any(key in file for key in INPUTS):
+                    return NamedArrays({key: file[key] for key in file.files}, name=path.name)
+                values = _inputs_and_labels(file)
     except DataError:
         raise
     except (ValueError, OSError, EOFError) as error:
@@ -164,13 +216,9 @@ def _load_arrays(path: Path, preprocess: Preprocess | None) -> Source:
     return ArraySource(*values, name=path.name, preprocess=preprocess)
 
 
-def _inputs_and_labels(path: Path, file: Any) -> tuple[Any, Any]:
-    inputs = next((key for key in ("x", "inputs", "images", "input", "arr_0") if key in file), None)
+def _inputs_and_labels(file: Any) -> tuple[Any, Any]:
+    inputs = next(key for key in INPUTS if key in file)
     labels = next((key for key in ("y", "labels", "label", "arr_1") if key in file), None)
-    if inputs is None:
-        raise DataError(
-            f"{path} holds {', '.join(file.files)}; the inputs are to be called x, inputs or images"
-        )
     return file[inputs], None if labels is None else file[labels]
 
 
@@ -229,9 +277,17 @@ def _module(what: str, name: str, extra: str) -> Any:
         ) from error
 
 
-def _options(text: str) -> tuple[str, dict[str, Any]]:
+def _called(spec: str) -> str:
+    path = spec.partition("?")[0]
+    prefix = path.partition(":")[0]
+    return Path(path).name if prefix not in COLLECTIONS and Path(path).suffix.lower() in FILES else spec
+
+
+def split_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Return what stands before the `?`, and the options behind it; a `+` is one, as in names of files."""
     name, _, query = text.partition("?")
-    return name, {key: _literal(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+    pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)
+    return name, {key: _literal(value) for key, value in pairs}
 
 
 def _literal(text: str) -> Any:

@@ -278,6 +278,7 @@ def check_facts(facts: Json) -> None:
         pixels = facts.get("preprocess", {}).get(key)
         if pixels is not None:
             whole(pixels, repr(key), 1, LONGEST_AXIS)
+    name(facts.get("preprocess", {}).get("interpolation", "bilinear"), "'interpolation'")
 
 
 # Memory

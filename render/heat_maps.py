@@ -159,6 +159,10 @@ def seen_by(run: Run, shape: tuple[int, int], region: tuple[float, float, float,
     preprocess = run.manifest.facts.get("preprocess") or {}
     resize, crop = preprocess.get("resize"), preprocess.get("crop")
     if (side := crop or resize) and shape != (side, side):
+        if preprocess.get("stretch") and resize:
+            top, left = (length * (1 - side / resize) / 2 for length in shape)
+            note = f"the model saw the middle of it, stretched to {_size((side, side))} pixels"
+            return Seen(Area(top, left, height - top, width - left), note)
         return _middle(shape, resize, side)
     for given in [tap.source_places for tap in run.taps.values() if _is_of_pictures(tap)]:
         if given[0] * width != given[1] * height:

@@ -80,12 +80,16 @@ def calls(tree: ast.AST) -> set[str]:
 
 
 RUNS_CODE = {
-    *("eval", "exec", "compile", "__import__", "torch.load", "yaml.load", "os.system", "joblib.load"),
+    *("eval", "exec", "compile", "__import__", "os.system"),
+    *("torch.load", "torch.export.load", "yaml.load", "joblib.load"),
     *("import pickle", "import marshal", "import shelve", "import dill", "import cloudpickle"),
     *("allow_pickle=True", "shell=True", "numpy.load", "np.load"),
 }
 ALLOWED = {
     ("backends/torchvision.py", "import pickle"),  # for the name of an error
+    ("backends/torch_export.py", "torch.export.load"),  # of tensors alone, by TORCH_FORCE_WEIGHTS_ONLY_LOAD
+    ("backends/torch_weights.py", "import pickle"),  # for the name of an error
+    ("backends/torch_weights.py", "torch.load"),  # once, with weights_only=True
     ("capture/specs.py", "np.load"),  # three times, with allow_pickle=False
 }
 
@@ -101,6 +105,12 @@ def test_nothing_that_runs_code_from_files_is_called():
     assert source.count("np.load(") == source.count("allow_pickle=False") == 3
     source = (ROOT / "backends" / "torchvision.py").read_text()
     assert source.count("pickle.") == source.count("pickle.UnpicklingError") == 1
+    source = (ROOT / "backends" / "torch_weights.py").read_text()
+    assert source.count("pickle.") == source.count("pickle.UnpicklingError") == 1
+    assert source.count("torch.load(") == source.count("weights_only=True") == 1
+    source = (ROOT / "backends" / "torch_export.py").read_text()
+    assert source.index("_check_objects(path)\n") < source.index("= _read(path)\n")
+    assert "with tensors_alone(), " in source
 
 
 def test_the_search_for_such_calls_finds_them():
