@@ -12,6 +12,7 @@ What shaped it:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ def layers_of(model: Any) -> list[Layer]:
         if (known := found.get(id(layer))) is not None:
             found[id(layer)] = Layer(known.name, known.types, layer, (*known.aliases, name), known.kinds)
         else:
-            own = (layer.name,) if name not in (ROOT, layer.name) else ()
+            own = (layer.name,) if name not in (ROOT, layer.name) and not _is_counted(layer) else ()
             types = tuple(base.__name__ for base in type(layer).__mro__)
             found[id(layer)] = Layer(name, types, layer, own, ("input", OUTPUT))
     # A name that layers share names none of them.
@@ -204,6 +205,11 @@ def _is_graph(layer: Any) -> bool:
     return (
         isinstance(layer, keras.Sequential) or hasattr(layer, "_functional") or hasattr(layer, "_operations")
     )
+
+
+def _is_counted(layer: Any) -> bool:
+    """Return whether Keras made up a layer's name: that of its class, and how many there were before."""
+    return re.sub(r"_\d+$", "", layer.name).replace("_", "") == type(layer).__name__.replace("_", "").lower()
 
 
 def _held(attributes: Any) -> Iterator[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def load_file(path: Path, options: dict[str, Any]) -> LoadedModel:
 
 def preprocess_of(build: Any, size: int | None) -> Preprocess:
     """Return what the models' own `preprocess_input` does to pictures, found by trying it on five of them."""
-    module = __import__(build.__module__, fromlist=["preprocess_input"])
+    module: Any = sys.modules[build.__module__]
     probe = np.zeros((1, 2, 2, 3), np.float32)
     probe[0, 0, 1, 0] = probe[0, 1, 0, 1] = probe[0, 1, 1, 2] = 255
     made = np.asarray(module.preprocess_input(probe.copy(), data_format="channels_last"))[0]

@@ -64,14 +64,14 @@ class Preprocess:
     """Scale the shorter side to this many pixels (antialiased), then crop the middle."""
     crop: int | None = None
     """Side of the square that is cropped from the middle; None for `resize`."""
-    channels_last: bool | None = None
-    """Whether inputs are (rows, y, x, channels), as those of Keras and Flax are."""
-    bgr: bool | None = None
-    """Whether inputs have blue first; `mean` and `std` are of red, green and blue all the same."""
     interpolation: str | None = None
     """How pixels are weighted in resizing: one of `INTERPOLATIONS`; None for bilinear."""
     stretch: bool | None = None
     """Whether both sides are scaled to `resize`, whatever the proportions."""
+    channels_last: bool | None = None
+    """Whether inputs are (rows, y, x, channels), as those of Keras and Flax are."""
+    bgr: bool | None = None
+    """Whether inputs have blue first; `mean` and `std` are of red, green and blue all the same."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):

@@ -7,12 +7,12 @@ is skipped, with a reason.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
-import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -172,14 +172,14 @@ class PainterContract(ABC):
     def test_a_sheet_is_not_changed(self) -> None:
         """Other painters paint it too."""
         for name, sheet in self.sheets().items():
-            before = pickle.dumps(sheet)
+            before = copy.deepcopy(sheet)
             if self.no_pixels is None:
                 array = self.painter().array(sheet)
                 if array.flags.writeable:
                     array[...] = 0  # it is the caller's
             for format in self.painter().formats:
                 self.painter().encode(sheet, format)
-            require(pickle.dumps(sheet) == before, f"{name} is another sheet after it was painted")
+            require(_same(sheet, before), f"{name} is another sheet after it was painted")
 
     def test_painting_warns_of_nothing(self) -> None:
         """A user could do nothing about it."""
@@ -233,3 +233,18 @@ def _tags(page: str) -> list[str]:
 
     Tags().feed(page)
     return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two values hold the same, arrays and parts included."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray):
+        return (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes())
+    if is_dataclass(one):
+        return all(_same(getattr(one, part.name), getattr(other, part.name)) for part in fields(one))
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Mapping):
+        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
+    return bool(one == other)

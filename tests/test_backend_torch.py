@@ -113,7 +113,7 @@ def in_numpy(tensor: Tensor) -> Any:
 
 def alive() -> int:
     """Bytes of all tensors that there are."""
-    return sum(found.nbytes for found in gc.get_objects() if issubclass(type(found), Tensor))
+    return sum(found.nbytes for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter))
 
 
 class TestTorch(BackendContract):
