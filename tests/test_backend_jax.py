@@ -20,10 +20,10 @@ from layertap.capture.testing import BackendContract, StopError, Subject, inputs
 
 
 class Split(nnx.Module):
-    """Gives a dict with a tuple inside, in which keys are sorted."""
+    """Gives a dict with a tuple inside, one part in bfloat16."""
 
     def __call__(self, x: Any) -> dict[str, Any]:
-        return {"mask": x > 0, "parts": (x[..., :2] * 2, x.max(-1))}
+        return {"mask": x > 0, "parts": (x[..., :2] * 2, x.max(-1), x.astype(jnp.bfloat16))}
 
 
 class Awkward(nnx.Module):
@@ -47,6 +47,11 @@ class Awkward(nnx.Module):
 class Relu(nnx.Module):
     def __call__(self, x: Any) -> Any:
         return jax.nn.relu(x)
+
+
+def alive() -> int:
+    """Bytes of all arrays of JAX's that there are."""
+    return sum(array.nbytes for array in jax.live_arrays())
 
 
 def to_numpy(tree: Any) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class TestNnx(JaxContract):
                 "split[mask]": split["mask"],
                 "split[parts][0]": split["parts"][0],
                 "split[parts][1]": split["parts"][1],
+                "split[parts][2]": split["parts"][2],
             }
 
         def fail(on: bool) -> None:
@@ -96,6 +102,7 @@ class TestNnx(JaxContract):
             np.asarray,
             lambda: (list(vars(model)), list(vars(model.conv)), nnx.Conv.__call__, vars(Relu)["__call__"]),
             fail,
+            held=alive,
         )
 
 
@@ -170,7 +177,9 @@ class Tree:
 
     def one(self, x: Any) -> Any:
         first = lt.tap("first", jnp.maximum(x, 0))
-        lt.tap("parts", {"most": first.max((1, 2)), "pair": (x[:2] * 2, x > 0)})
+        lt.tap(
+            "parts", {"half": x.astype(jnp.bfloat16), "most": first.max((1, 2)), "pair": (x[:2] * 2, x > 0)}
+        )
         if self.failing:
             raise StopError
         return lt.tap("first", first * self.weight).mean((1, 2))
@@ -189,6 +198,7 @@ class TestFunctions(JaxContract):
             return {
                 "first": first,
                 "first#2": first * 2,
+                "parts[half]": x.astype(jnp.bfloat16),
                 "parts[most]": first.max((2, 3)),
                 "parts[pair][0]": x[:, :2] * 2,
                 "parts[pair][1]": x > 0,
@@ -205,6 +215,7 @@ class TestFunctions(JaxContract):
             np.asarray,
             lambda: list(vars(model)),
             fail,
+            held=alive,
         )
 
     def capture(self, subject: Any, path: Any, batches: Any, **options: Any) -> Any:

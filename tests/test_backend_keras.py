@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from layertap.__main__ import main as cli
 from layertap.capture.backend import backend_for
+from layertap.capture.dtypes import BFLOAT16
 from layertap.capture.testing import BackendContract, StopError, Subject, inputs
 
 pytest.importorskip("jax")
@@ -23,10 +24,10 @@ keras = pytest.importorskip("keras")
 
 
 class Split(keras.Layer):
-    """Gives a dict with a tuple inside, in which keys are sorted."""
+    """Gives a dict with a tuple inside, one part in bfloat16."""
 
     def call(self, x: Any) -> dict[str, Any]:
-        return {"mask": x > 0, "parts": (x[..., :2] * 2, keras.ops.max(x, -1))}
+        return {"mask": x > 0, "parts": (x[..., :2] * 2, keras.ops.max(x, -1), keras.ops.cast(x, "bfloat16"))}
 
 
 class Awkward(keras.Model):
@@ -103,6 +104,7 @@ def _all(model: Awkward, x: Any) -> dict[str, Any]:
         "split[mask]": split["mask"],
         "split[parts][0]": split["parts"][0],
         "split[parts][1]": split["parts"][1],
+        "split[parts][2]": split["parts"][2],
     }
 
 
@@ -118,7 +120,13 @@ def _run(model: Any, values: Any) -> Any:
 
 
 def to_numpy(value: Any) -> Any:
-    return value.detach().numpy() if FRAMEWORK == "torch" else np.asarray(value)
+    if FRAMEWORK == "jax":
+        return np.asarray(value)
+    if "bfloat16" in str(value.dtype):
+        import torch
+
+        return value.detach().contiguous().view(torch.int16).numpy().view(BFLOAT16)
+    return value.detach().numpy()
 
 
 def functional() -> Any:
