@@ -29,6 +29,7 @@ from ..capture.columns import check_cast
 from ..capture.data import Batch
 from ..capture.errors import CaptureError, PlanError, SelectionError
 from ..capture.pipeline import Piece
+from ..capture.plan import show_bytes
 from ..capture.ragged import Form
 from ..capture.reduce import Chain, Rows, Tokens
 from ..capture.returned import Returned, ReturnedSession, Values
@@ -98,15 +99,6 @@ class JaxBackend(Backend):
 
 
 @dataclass
-class _Compiled:
-    """A model for inputs of one form."""
-
-    traced: Traced
-    plain: Callable[..., Any] | None = None
-    tapped: Callable[..., Any] | None = None
-
-
-@dataclass
 class _Call:
     """One call of a model, flat."""
 
@@ -120,6 +112,17 @@ class _Call:
     """Those of the inputs."""
     given: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]] = field(repr=False)
     """Makes inputs of leaves again."""
+
+
+@dataclass
+class _Compiled:
+    """A model for inputs of one form."""
+
+    traced: Traced
+    leaves: Sequence[jax.ShapeDtypeStruct]
+    """The forms of the model's arrays, then of the inputs'."""
+    plain: Callable[..., Any] | None = None
+    tapped: Callable[..., Any] | None = None
 
 
 class JaxSession(ReturnedSession):
@@ -138,7 +141,7 @@ class JaxSession(ReturnedSession):
         self._columns: list[tuple[Values, Any]] = []
         self._moving: _Moving | None = None
         #: Seconds and number of compilations.
-        self.compile_s, self.n_compiled = 0.0, 0
+        self.compile_s, self.n_compiled, self._n_forms = 0.0, 0, 0
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -160,7 +163,7 @@ class JaxSession(ReturnedSession):
         call = self._call(inputs, kwargs)
         compiled = self._compiled_for(call)
         if compiled.plain is None:
-            compiled.plain = self._compile(compiled.traced, call, [], reduce=False)
+            compiled.plain = self._compile(compiled, [], reduce=False)
         return self._run(compiled.plain, compiled.traced, call)[0]
 
     def tapped(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Returned]:
@@ -171,7 +174,7 @@ class JaxSession(ReturnedSession):
             self._choose(compiled.traced)
         if compiled.tapped is None:
             self._check_there(compiled.traced)
-            compiled.tapped = self._compile(compiled.traced, call, self._wanted, reduce=bool(self._chains))
+            compiled.tapped = self._compile(compiled, self._wanted, reduce=bool(self._chains))
         output, values = self._run(compiled.tapped, compiled.traced, call)
         parts: dict[TapName, _Parts] = {}
         for tap, value in zip(self._wanted, values, strict=True):
@@ -210,6 +213,18 @@ class JaxSession(ReturnedSession):
         if before is not None:
             before()
         return self._moving
+
+    def remarks(self, thorough: bool = False) -> list[str]:
+        """Return what was compiled, and what the taps have undone of XLA's fusions."""
+        lines = []
+        if self._n_forms > 2:
+            lines.append(
+                f"JAX compiled the model {self.n_compiled} times, in {self.compile_s:.2g} s, for inputs of "
+                f"{self._n_forms} forms: batches of one size and shape compile once"
+            )
+        if thorough:
+            lines += self._fusions()
+        return lines
 
     def wait(self) -> None:
         """Wait until the step that runs has been computed."""
@@ -325,13 +340,27 @@ class JaxSession(ReturnedSession):
                 inputs, kwargs = call.given(leaves[n:])
                 return self._model.call(call.model, leaves[:n], inputs, kwargs, evaluating)
 
-            self._compiled[call.form] = _Compiled(traced(run, [*call.arrays, *call.leaves]))
+            leaves = [_abstract(leaf) for leaf in (*call.arrays, *call.leaves)]
+            self._compiled[call.form] = _Compiled(traced(run, leaves), leaves)
+            self._n_forms += 1
         return self._compiled[call.form]
 
-    def _compile(
-        self, found: Traced, call: _Call, wanted: Sequence[TapName], reduce: bool
-    ) -> Callable[..., Any]:
-        run = found.with_taps(wanted)
+    def _fusions(self) -> list[str]:
+        """Return what the taps change of what XLA made of the model."""
+        both = next((one for one in self._compiled.values() if one.tapped is not None), None)
+        if both is None:
+            return []
+        if both.plain is None:
+            both.plain = self._compile(both, [], reduce=False)
+        plain, tapped = _Kernels.of(both.plain), _Kernels.of(both.tapped)
+        return [
+            f"With its taps the model is {tapped.n} kernels that move {show_bytes(tapped.moved)} a step; "
+            f"without any, {plain.n} that move {show_bytes(plain.moved)} (XLA's own figures). To compile it "
+            f"{self.n_compiled} times took {self.compile_s:.2g} s."
+        ]
+
+    def _compile(self, of: _Compiled, wanted: Sequence[TapName], reduce: bool) -> Callable[..., Any]:
+        run = of.traced.with_taps(wanted)
         places = {tap: i for i, tap in enumerate(self.taps)} if reduce else {}
         chains = {tap: self._chains[i] for tap, i in places.items() if self._on_device(i, self._chains[i][0])}
 
@@ -345,7 +374,7 @@ class JaxSession(ReturnedSession):
             ]
 
         start_s = time.perf_counter()
-        compiled = jax.jit(reducing).lower(found.consts, *call.arrays, *call.leaves).compile()
+        compiled = jax.jit(reducing).lower(of.traced.consts, *of.leaves).compile()
         self.compile_s += time.perf_counter() - start_s
         self.n_compiled += 1
         return compiled
@@ -402,6 +431,27 @@ class JaxSession(ReturnedSession):
             raise CaptureError(f"the model gave no {missing[0]} this time, and did in the first batch")
 
 
+@dataclass(frozen=True)
+class _Kernels:
+    """What XLA says of a compiled function."""
+
+    n: int
+    """Operations of the whole function, each of which is at least one kernel."""
+    moved: float
+    """Bytes that it reads and writes."""
+
+    @classmethod
+    def of(cls, compiled: Any) -> _Kernels:
+        """Read them of a compiled function."""
+        text = compiled.as_text()
+        entry = text[text.index("ENTRY") :]
+        lines = [line for line in entry.splitlines() if " = " in line]
+        free = (" parameter(", " constant(", " tuple(", " get-tuple-element(", " bitcast(")
+        n = sum(not any(word in line for word in free) for line in lines)
+        analysis = compiled.cost_analysis() or {}
+        return cls(n, float(analysis.get("bytes accessed", 0.0)))
+
+
 class _Parts(dict[Path, Any]):
     """What one call of a layer gave, by path."""
 
@@ -432,6 +482,13 @@ class _Moving:
 def _form_of(leaf: Any) -> Hashable:
     sharding = leaf.sharding if getattr(leaf, "committed", False) else None
     return leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False), sharding
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Return what a trace needs to know of an array, without holding it."""
+    sharding = leaf.sharding if getattr(leaf, "committed", False) else None
+    weak = bool(getattr(leaf, "weak_type", False))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=weak)
 
 
 def _devices(array: Any) -> set[Any]:

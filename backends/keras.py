@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ from ..capture.data import Batch
 from ..capture.errors import PlanError
 from ..capture.fingerprint import fingerprint
 from ..capture.taps import OUTPUT, ROOT, Layer, Patterns
+from .keras_framework import keras
 
 
 class KerasBackend(Backend):

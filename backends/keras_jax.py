@@ -8,13 +8,13 @@ from functools import wraps
 from typing import Any
 
 import jax
-import keras
 from keras.src.backend import get_keras_mask, set_keras_mask
 
 from ..capture.taps import Layer
 from .jax_marks import marked, marked_arguments
 from .jax_models import JaxModel
 from .keras import channels_last, layers_of, weights_of
+from .keras_framework import keras
 
 
 class KerasJaxModel(JaxModel):

@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..capture.data import Preprocess
-from ..capture.errors import DataError, FormatError, MissingPackageError, SelectionError, closest
+from ..capture.errors import DataError, FormatError, SelectionError, closest
 from ..capture.specs import LoadedModel
-
-
-def _home() -> Path:
-    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-
-
-def _choose_framework() -> None:
-    """Let Keras run on what is installed, where nobody has said what it runs on: it asks for TensorFlow else.
-
-    Raises:
-        MissingPackageError: neither JAX nor PyTorch is installed.
-    """
-    if "KERAS_BACKEND" in os.environ or (_home() / "keras.json").exists():
-        return
-    for name in ("jax", "torch"):
-        if find_spec(name) is not None:
-            os.environ["KERAS_BACKEND"] = name
-            return
-    raise MissingPackageError(
-        "Keras runs on JAX or PyTorch, and neither is installed; install one with: pip install "
-        "'layertap[keras,jax]' or 'layertap[keras,torch]'"
-    )
-
-
-_choose_framework()
-import keras  # noqa: E402 (reads what was just chosen)
+from .keras_framework import keras, keras_home
 
 
 def load_model(name: str, options: dict[str, Any]) -> LoadedModel:
@@ -63,7 +36,7 @@ def load_model(name: str, options: dict[str, Any]) -> LoadedModel:
             url = str(error).partition(" on ")[2].partition(": ")[0]
             raise DataError(
                 f"the weights of {name} cannot be downloaded ({error}). Put {url.rpartition('/')[2]} into "
-                f"{_home() / 'models'}"
+                f"{keras_home() / 'models'}"
             ) from error
         raise DataError(f"keras:{name} cannot be built: {error}") from error
     return LoadedModel(model, name, preprocess_of(build, model.input_shape[2]))

@@ -224,6 +224,14 @@ class Session(ABC):
         """Start moving the step's rows to the host; return what waits for them, None if they are there."""
         return None
 
+    def remarks(self, thorough: bool = False) -> list[str]:
+        """Return what the backend alone knows of what taps cost, in sentences: compilations, fusions lost.
+
+        Args:
+            thorough: find out also what takes seconds.
+        """
+        return []
+
     def wait(self) -> None:  # noqa: B027 (a host computes at once)
         """Wait until a device has done all that it was asked for."""
 

@@ -17,7 +17,7 @@ from .cli import reports_errors
     "--backend",
     default="torch",
     show_default=True,
-    type=click.Choice(("torch", "onnx")),
+    type=click.Choice(("torch", "jax", "keras", "onnx")),
     help="What runs the network that is captured.",
 )
 @reports_errors
@@ -28,7 +28,7 @@ def demo(out: str, backend: str) -> None:
 
     \b
     layertap demo --out demo-out
-    layertap demo --backend onnx
+    layertap demo --backend jax
     """
     from .demo import run_demo
 

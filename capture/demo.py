@@ -28,6 +28,8 @@ LAYERS = ("conv1", "conv2", "conv3")
 #: Backend -> function that trains the network: `train(inputs, labels)` returns the model.
 TRAINERS = {
     "torch": "layertap.backends.demo_torch:train",
+    "jax": "layertap.backends.demo_jax:train",
+    "keras": "layertap.backends.demo_keras:train",
     "onnx": "layertap.backends.demo_onnx:train",
 }
 
@@ -90,7 +92,14 @@ def run_demo(folder: Path, backend: str, say: Callable[[str], None]) -> Run:
     say(f"trained in {time.perf_counter() - started:.1f} s")
     store = folder / "digits.zarr"
     run = record_dataset(
-        model, digits.held_out, store, LAYERS, backend=backend, overwrite=True, name="digits"
+        model,
+        digits.held_out,
+        store,
+        LAYERS,
+        reduce="channels_first",
+        backend=backend,
+        overwrite=True,
+        name="digits",
     )
     right = np.asarray(run.rows["label"]) == np.asarray(run.rows["prediction"])
     say(f"accuracy on the {run.n_rows} held-out digits: {100 * right.mean():.1f} %")

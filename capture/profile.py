@@ -163,6 +163,8 @@ class Profile:
     """What would be captured."""
     left_out: Mapping[str, str]
     """What was chosen and cannot be captured, with the reason."""
+    remarks: Sequence[str]
+    """What the backend alone knows of what the taps cost, in sentences."""
     calibration: Calibration
     """What this machine does alone."""
     rungs: tuple[Rung, ...]
@@ -222,6 +224,7 @@ class Profile:
             "versions": dict(self.versions),
             "taps": [{**asdict(tap), "shape": list(tap.shape)} for tap in self.taps],
             "left_out": dict(self.left_out),
+            "remarks": list(self.remarks),
             "calibration": self.calibration.to_json(),
             "ladder": {
                 "n_rounds": self.n_rounds,
@@ -355,6 +358,7 @@ class _Rehearsed:
     statistics_s: Sequence[float]
     calibration: Calibration
     left_out: Mapping[str, str]
+    remarks: Sequence[str]
 
 
 def _profiled(
@@ -395,6 +399,7 @@ def _profiled(
         versions=versions(*(job.backend.packages or (job.backend.name,))),
         taps=_taps(seen, surveyed, costs),
         left_out=seen.left_out,
+        remarks=seen.remarks,
         calibration=seen.calibration,
         rungs=tuple(rungs),
         n_rounds=len(measured.arms[OFF]),
@@ -442,6 +447,7 @@ def _rehearse(job: _Job, folder: Path) -> _Rehearsed:
             _statistics_s(planned, layout, stored),
             calibration,
             dict(session.left_out),
+            session.remarks(thorough=True),
         )
 
 

@@ -84,7 +84,7 @@ def _about_taps(profile: Profile, width: int) -> list[str]:
     compiled = sum(tap.compiled for tap in profile.taps)
     if compiled:
         lines.append(f"In compiled code lie {compiled} of {n_taps} taps; they stay in its graph.")
-    return [*lines, *(printable(text.strip()) for text in told(profile.left_out))]
+    return [*lines, *profile.remarks, *(printable(text.strip()) for text in told(profile.left_out))]
 
 
 def _tap(tap: TapProfile) -> tuple[str, ...]:

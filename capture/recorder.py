@@ -187,6 +187,7 @@ class Recorder:
         self.finished = False
         #: What patterns chose and is not captured, with the reason; known once the first batch has passed.
         self.left_out: dict[str, str] = {}
+        self._remarks: list[str] = []
         self._backend, self._model, self._layers = backend, model, layers
         self._settings = replace(settings, upload_bytes=self.place.upload_bytes)
         self._facts = facts
@@ -267,7 +268,7 @@ class Recorder:
     @property
     def report(self) -> StageReport:
         """Where the time went, what set the pace, and what would help; whole once the block is left."""
-        return StageReport(self.stages, self.left_out)
+        return StageReport(self.stages, self.left_out, self._remarks)
 
     def seek(self, row: int) -> None:
         """Say that the next step starts at `row`.
@@ -671,6 +672,7 @@ class Recorder:
         try:
             try:
                 if self._session is not None:
+                    self._remarks = self._session.remarks()
                     self._session.detach()
             finally:
                 self._close_pipeline(failed)

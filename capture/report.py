@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,6 +19,8 @@ class StageReport:
     """Seconds of each stage, and what passed through."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What patterns chose and was not captured, with the reason."""
+    remarks: Sequence[str] = ()
+    """What the backend alone knows of what the taps cost, in sentences."""
 
     @classmethod
     def of_log(cls, entry: Mapping[str, Any]) -> StageReport:
@@ -127,7 +129,7 @@ class StageReport:
             for line in lines
         ]
         last = f"wall / slowest ({self.slowest}) {self.overlap:.2f}; {self.hint()}"
-        return "\n".join([*text, last, *told(self.left_out)])
+        return "\n".join([*text, last, *self.remarks, *told(self.left_out)])
 
 
 def _share(part: float, whole: float) -> str:

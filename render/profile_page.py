@@ -160,7 +160,8 @@ def _taps(profile: Mapping[str, Any]) -> str:
         "A row in each stage, by one thread alone. * is overwritten in place later in the forward: a hook "
         "that keeps references would hold other values."
     )
-    return _table(header, rows) + f'<p class="grey">{note}</p>'
+    remarks = "".join(f"<p>{_text(remark)}</p>" for remark in profile["remarks"])
+    return _table(header, rows) + f'<p class="grey">{note}</p>' + remarks
 
 
 def _machine(profile: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import layertap as lt
@@ -539,3 +540,22 @@ def test_rows_of_several_lengths_are_kept_as_they_are(tmp_path):
     run = lt.open(tmp_path / "s")
     assert [run["hidden"][row].shape for row in range(6)] == [(n, 2) for n in (3, 3, 5, 5, 4, 4)]
     assert float(run["hidden"][5].max()) == 8
+
+
+def test_what_taps_undo_of_the_compilers_work_is_told_where_it_is_asked_for():
+    session = JaxSession(jax_backend.model_of(nnx_model()), ["conv", "relu"])
+    session.tapped((jnp.asarray(inputs(4)),), {})
+    assert session.remarks() == []
+    (told,) = session.remarks(thorough=True)
+    tapped, alone = map(int, re.findall(r"is (\d+) kernels .* any, (\d+) that", told)[0])
+    assert 0 < alone < tapped
+    assert "To compile it 2 times" in told
+
+
+def test_many_forms_of_inputs_are_told_of(tmp_path):
+    model = jax.jit(lambda x: lt.tap("x", x * 2))
+    with lt.record(model, tmp_path / "s", "x") as rec:
+        for n_rows in (4, 3, 2):
+            rec(np.ones((n_rows, 2), np.float32))
+    assert "JAX compiled the model 3 times" in str(rec.report)
+    assert "batches of one size and shape compile once" in str(rec.report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,14 +15,25 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+#: Backend -> what it needs, and the module that trains.
+TRAINED_BY = {
+    "torch": ("torch", "demo_torch"),
+    "jax": ("flax", "demo_jax"),
+    "keras": ("keras", "demo_keras"),
+    "onnx": ("onnxscript", "demo_torch"),
+}
 
-def test_the_demonstration_learns_captures_draws_and_says_how_to_go_on(tmp_path, monkeypatch):
+
+@pytest.mark.parametrize("backend", TRAINED_BY)
+def test_the_demonstration_learns_captures_draws_and_says_how_to_go_on(tmp_path, monkeypatch, backend):
     import layertap as lt
-    from layertap.backends import demo_torch
 
-    monkeypatch.setattr(demo_torch, "EPOCHS", 3)
+    package, module = TRAINED_BY[backend]
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    pytest.importorskip(package)
+    monkeypatch.setattr(import_module(f"layertap.backends.{module}"), "EPOCHS", 3)
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, ["demo", "--out", "out"])
+    done = CliRunner().invoke(main, ["demo", "--out", "out", "--backend", backend])
     assert done.exit_code == 0, done.output
     run = lt.open("out/digits.zarr")
     assert {name: tap.shape for name, tap in run.taps.items()} == {
