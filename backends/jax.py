@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from ..capture.reduce import Chain, Rows, Tokens
 from ..capture.returned import Returned, ReturnedSession, Values
 from ..capture.taps import OUTPUT, Layer, Path, Patterns, TapName, check_some, choose, no_match
 from .jax_marks import TAP, is_array
-from .jax_models import KINDS, Held, JaxModel, is_function, is_linen, is_nnx, model_of
+from .jax_models import KINDS, Fixed, Held, JaxModel, is_function, is_linen, is_nnx, model_of
 from .jax_reduce import can_reduce, reduced
 from .jax_trace import Traced, traced
 
@@ -136,6 +137,9 @@ class JaxSession(ReturnedSession):
         self._wanted: list[TapName] = []
         self._chains: Sequence[tuple[Chain, Rows]] = ()
         self._evaluating = False
+        #: The arrays of the model in the last step, and their forms.
+        self._arrays: list[Any] = []
+        self._shapes_of_arrays = Fixed(())
         #: What the step that runs gave, and what waits to be copied: that, and the step before.
         self._held: list[tuple[int, Any]] = []
         self._columns: list[tuple[Values, Any]] = []
@@ -156,7 +160,7 @@ class JaxSession(ReturnedSession):
         """Let go of what was compiled and of what moves."""
         super().detach()
         self._compiled.clear()
-        self._held, self._columns, self._moving = [], [], None
+        self._held, self._columns, self._moving, self._arrays = [], [], None, []
 
     def plain(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the model without taps."""
@@ -329,7 +333,9 @@ class JaxSession(ReturnedSession):
             made: tuple[tuple[Any, ...], dict[str, Any]] = jax.tree.unflatten(structure, parts)
             return made
 
-        shapes = tuple(_form_of(leaf) for leaf in (*arrays, *leaves))
+        if len(arrays) != len(self._arrays) or not all(map(is_, arrays, self._arrays)):
+            self._arrays, self._shapes_of_arrays = arrays, Fixed(tuple(map(_form_of, arrays)))
+        shapes = (self._shapes_of_arrays, *map(_form_of, leaves))
         return _Call((model, structure, held, shapes, self._evaluating), model, arrays, leaves, again)
 
     def _compiled_for(self, call: _Call) -> _Compiled:

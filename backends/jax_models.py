@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
+from operator import is_
 from typing import Any
 
 import jax
@@ -168,6 +169,8 @@ class NnxModel(JaxModel):
     def __init__(self, model: Any) -> None:
         self._model = model
         self._names = {layer.name for layer in self.layers()}
+        #: Splitting a module takes milliseconds: it is done again when something in it has changed.
+        self._seen: _Seen | None = None
 
     @property
     def type(self) -> str:
@@ -189,9 +192,13 @@ class NnxModel(JaxModel):
         """Return the arrays of the module's variables."""
         from flax import nnx
 
+        if self._seen is not None and self._seen.holds():
+            return self._seen.arrays(), self._seen.form
         graph, state = nnx.split(self._model)
         arrays, structure = jax.tree.flatten(state)
-        return arrays, (graph, structure)
+        form = Fixed((graph, structure))
+        self._seen = _Seen.of(self._model, state, form)
+        return arrays, form
 
     def call(
         self,
@@ -204,7 +211,7 @@ class NnxModel(JaxModel):
         """Call a copy of the module; each of its modules marks what it gives."""
         from flax import nnx
 
-        graph, structure = form
+        graph, structure = form.value
         copy = nnx.merge(graph, jax.tree.unflatten(structure, arrays))
         if evaluating:
             copy.eval()
@@ -223,7 +230,7 @@ class NnxModel(JaxModel):
         """Keep what the run changed: statistics of a batch, counters of random numbers."""
         from flax import nnx
 
-        nnx.update(self._model, jax.tree.unflatten(form[1], arrays))
+        nnx.update(self._model, jax.tree.unflatten(form.value[1], arrays))
 
     def named_arrays(self) -> dict[str, Any]:
         """Return the module's variables by their paths; random numbers are no weights."""
@@ -231,6 +238,71 @@ class NnxModel(JaxModel):
 
         flat = nnx.to_flat_state(nnx.state(self._model, nnx.Not(nnx.RngState)))
         return {".".join(map(str, path)): variable[...] for path, variable in flat}
+
+
+class Fixed:
+    """What a model is beside its arrays; compared in every step, so its hash is worked out once."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._hash = hash(value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fixed):
+            return NotImplemented
+        return self is other or (self._hash == other._hash and bool(self.value == other.value))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class _Seen:
+    """An NNX module as it was split, and what tells that it has not changed since."""
+
+    def __init__(
+        self, form: Fixed, variables: Sequence[Any], parts: Sequence[tuple[Any, tuple[Any, ...]]]
+    ) -> None:
+        self.form, self._variables, self._parts = form, variables, parts
+
+    @classmethod
+    def of(cls, model: Any, state: Any, form: Fixed) -> _Seen | None:
+        """Look at `model`; None where its variables are not found by the paths of its state."""
+        from flax import nnx
+
+        variables = []
+        for keys, array in jax.tree_util.tree_flatten_with_path(state)[0]:
+            found = model
+            for key in keys[:-1]:
+                inside = isinstance(found, list | tuple | dict | nnx.List | nnx.Dict)
+                found = found[key.key] if inside else getattr(found, str(key.key), None)
+            if not isinstance(found, nnx.Variable) or found.get_raw_value() is not array:
+                return None
+            variables.append(found)
+        parts: list[tuple[Any, tuple[Any, ...]]] = []
+        seen: set[int] = set()
+        waiting = [model]
+        while waiting:
+            one = waiting.pop()
+            held = vars(one) if isinstance(one, nnx.Pytree) else one
+            if id(one) in seen or not isinstance(held, dict | list | tuple):
+                continue
+            seen.add(id(one))
+            values = tuple(held.values() if isinstance(held, dict) else held)
+            parts.append((held, values))
+            waiting += values
+        return cls(form, variables, parts)
+
+    def holds(self) -> bool:
+        """Return whether every part of the module still has what it had."""
+        return all(
+            len(held) == len(values)
+            and all(map(is_, held.values() if isinstance(held, dict) else held, values))
+            for held, values in self._parts
+        )
+
+    def arrays(self) -> list[Any]:
+        """Return the arrays of the variables as they are now."""
+        return [variable.get_raw_value() for variable in self._variables]
 
 
 class Held:
