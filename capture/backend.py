@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -29,6 +28,7 @@ from .dtypes import DType
 from .errors import CaptureError, MissingPackageError, PlanError, SelectionError
 from .layout import Layout
 from .pipeline import Memory, Piece, Slab
+from .plugins import announced, made
 from .ragged import Form, Varying
 from .reduce import Cast, Chain, Rows
 from .reduce_arrays import apply
@@ -342,8 +342,9 @@ def backend_named(name: str) -> Backend:
     Raises:
         SelectionError: there is none of that name.
         MissingPackageError: its framework is not installed.
+        PluginError: it is another package's, and cannot be loaded.
     """
-    found = {point.name: point for point in entry_points(group="layertap.backends")}
+    found = announced("backend")
     if name in BACKENDS:
         framework, target = BACKENDS[name]
         try:
@@ -355,7 +356,7 @@ def backend_named(name: str) -> Backend:
                 f"the backend {name!r} needs {error.name}; install it with: pip install 'layertap[{name}]'"
             ) from error
     if name in found:
-        backend: Backend = found[name].load()()
+        backend: Backend = made("backend", found[name])
         return backend
     raise SelectionError(f"there is no backend {name!r}; there are {', '.join([*BACKENDS, *found])}")
 
@@ -376,9 +377,9 @@ def backend_for(model: Any) -> Backend:
             backend = backend_named(name)
             if backend.accepts(model):
                 return backend
-    for point in entry_points(group="layertap.backends"):
+    for point in announced("backend").values():
         if point.module.split(".")[0] in sys.modules or point.name in sys.modules:
-            theirs: Backend = point.load()()
+            theirs: Backend = made("backend", point)
             if theirs.accepts(model):
                 return theirs
     arrays = backend_named("arrays")

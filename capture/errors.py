@@ -14,7 +14,8 @@ Each is also the builtin that a caller would think of first::
     ├── FormatError           ValueError         what is there is not a store that this version reads
     │   └── ChecksumError                        stored bytes are not what was written
     ├── DrawError             ValueError         what was asked for cannot be drawn
-    └── MissingPackageError   ImportError        an optional package is not installed
+    ├── MissingPackageError   ImportError        an optional package is not installed
+    └── PluginError           ImportError        what another package brings cannot be loaded
 """
 
 from __future__ import annotations
@@ -77,6 +78,10 @@ class DrawError(LayertapError, ValueError):
 
 class MissingPackageError(LayertapError, ImportError):
     """An optional package is not installed."""
+
+
+class PluginError(LayertapError, ImportError):
+    """What another package brings cannot be loaded."""
 
 
 class LeftOutWarning(UserWarning):

@@ -379,6 +379,11 @@ def to_numpy(values: Any) -> Values:
     if isinstance(values, np.ndarray) or not hasattr(values, "__dlpack__"):
         array = np.asarray(values)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if "Tracer" in type(values).__name__:
+        raise CaptureError(
+            "lt.tap got a value that JAX only traces: the function, or a part of it, is compiled by JAX. "
+            "Give backend='jax'"
+        )
     try:
         return np.from_dlpack(values)
     except (BufferError, RuntimeError, TypeError):

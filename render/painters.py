@@ -7,13 +7,13 @@ passes as `painter=`, the value is a class that is called without arguments and 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.errors import DrawError, closest
+from ..capture.plugins import announced, made
 from .sheet import Sheet
 
 
@@ -45,16 +45,17 @@ def painter(name: str) -> Painter:
     Raises:
         DrawError: there is none.
         MissingPackageError: the package that it paints with is not installed; the line that installs it.
+        PluginError: it is another package's, and cannot be loaded.
 
     """
     if name in _PAINTERS:
         module, _, attribute = _PAINTERS[name].partition(":")
-        made: Painter = getattr(import_module(f".{module}", __package__), attribute)()
-        return made
-    others = {entry.name: entry for entry in entry_points(group="layertap.painters")}
+        ours: Painter = getattr(import_module(f".{module}", __package__), attribute)()
+        return ours
+    others = announced("painter")
     if name not in others:
         raise DrawError(f"there is no painter {name!r}. {closest(name, [*_PAINTERS, *others])}")
-    other: Painter = others[name].load()()
+    other: Painter = made("painter", others[name])
     return other
 
 

@@ -559,3 +559,9 @@ def test_many_forms_of_inputs_are_told_of(tmp_path):
             rec(np.ones((n_rows, 2), np.float32))
     assert "JAX compiled the model 3 times" in str(rec.report)
     assert "batches of one size and shape compile once" in str(rec.report)
+
+
+def test_a_function_compiled_inside_another_backends_says_which_backend_can(tmp_path):
+    inner = jax.jit(lambda x: lt.tap("inside", x * 2))
+    with pytest.raises(lt.CaptureError, match="Give backend='jax'"):
+        lt.record_dataset(lambda x: {"out": inner(x)}, np.ones((2, 3), np.float32), tmp_path / "s", "inside")

@@ -187,3 +187,32 @@ def test_the_page_on_backends_shows_the_files_of_the_package():
     shown = re.findall(r"```(?:python|toml)\n(.*?)```", page, re.DOTALL)
     for file in ("src/toyframe/backend.py", "pyproject.toml"):
         assert (PACKAGE / file).read_text() in shown, f"{file} is not in docs/backends.md as it is"
+
+
+class _Point:
+    """An entry point of a package whose import fails."""
+
+    name, value, module = "broken", "broken.backend:Backend", "sys"
+
+    class dist:  # noqa: N801
+        name = "broken-package"
+
+    def load(self):
+        raise ImportError("cannot import name 'Gone' from 'layertap'")
+
+
+@pytest.mark.parametrize("what", ["backend", "painter"])
+def test_a_package_that_does_not_load_is_named_with_what_it_said(what, monkeypatch, tmp_path):
+    from layertap.capture import plugins
+
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [_Point()])
+    with pytest.raises(
+        lt.PluginError, match=r"broken-package.*cannot import name 'Gone'.*Update or uninstall"
+    ):
+        if what == "backend":
+            lt.record_dataset(lambda x: {"x": x}, np.ones((2, 3)), tmp_path / "s", "x", backend="broken")
+        else:
+            from layertap.render.painters import painter
+
+            painter("broken")
+    assert not (tmp_path / "s").exists()
