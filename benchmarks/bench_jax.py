@@ -2,9 +2,9 @@
 
     python -m pytest benchmarks/bench_jax.py --benchmark-only
 
-ResNet-20 in Flax NNX at 32 x 32, batch 64. Arms are the compiled model without taps, twice; with the output of
-one block, of all blocks, and of all modules as further results; and `step`: all blocks, through a session, which
-looks at the module again, starts the function and copies what the step before gave into a slab.
+ResNet-20 in Flax NNX at 32 x 32, batch 64. Arms are the compiled model without taps, twice; with the output
+of one block, of all blocks, and of all modules as further results; and `step`: all blocks, through a session,
+which looks at the module again, starts the function and copies what the step before gave into a slab.
 """
 
 from __future__ import annotations
