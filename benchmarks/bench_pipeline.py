@@ -53,7 +53,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 CASES = (
     Case("compute", resnet18, 112, 16, 768, ("layer4",)),
-    Case("disk", Held, 8, 16, 12288, (".",)),
+    Case("disk", Held, 8, 16, 4096, (".",)),
     Case("many-small-taps", resnet18, 112, 8, 640, (is_leaf,), memory="2GiB"),
     Case("few-large-taps", resnet18, 160, 16, 480, ("conv1", "layer1.0")),
     Case("zstd-float16", resnet18, 112, 16, 640, ("conv1", "layer*.1"), "float16", "zstd"),

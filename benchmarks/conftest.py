@@ -11,6 +11,7 @@ from typing import Any
 PACKAGES = (
     *("torch", "torchvision", "numpy", "zarr", "zarrs", "tensorstore", "matplotlib", "pillow"),
     *("scikit-image", "obstore", "crc32c", "captum", "nnsight", "torchlens", "thingsvision"),
+    *("jax", "flax", "keras", "onnx", "onnxruntime"),
 )
 
 

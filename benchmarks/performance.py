@@ -24,7 +24,7 @@ README, SHORT = HERE.parent / "README.md", "cpu-2-cores"
 BEGIN, END = "<!-- measured: written by benchmarks/performance.py -->", "<!-- end -->"
 PARTS = {
     "compute": "compute-bound: ResNet-18, one late tap",
-    "disk": "disk-bound: 13 GB, 1 MiB a row from a model that computes nothing",
+    "disk": "disk-bound: 4 GB, 1 MiB a row from a model that computes nothing",
     "few-large-taps": "few large taps: ResNet-18, `conv1` and `layer1.0`",
     "zstd-float16": "zstd of float16: five taps of ResNet-18",
     "many-small-taps": "all 60 leaf layers of ResNet-18: 7 MiB a row",
