@@ -386,8 +386,9 @@ def backend_for(model: Any) -> Backend:
     if arrays.accepts(model):
         return arrays
     raise PlanError(
-        f"no backend takes a {type(model).__name__}; a model is a torch.nn.Module, a Flax or Keras one, the path of a file "
-        f"({', '.join(MODEL_FILES)}), or a function that takes a batch and returns a dict of arrays"
+        f"no backend takes a {type(model).__name__}; a model is a torch.nn.Module, a Flax or Keras model, "
+        f"the path of a file ({', '.join(MODEL_FILES)}), or a function that takes a batch and returns a dict "
+        "of arrays"
     )
 
 

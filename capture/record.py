@@ -52,9 +52,9 @@ def record(
     """Capture `layers` of `model` while a loop of your own runs it.
 
     Args:
-        model: what runs; a `torch.nn.Module`, a Flax module (NNX; Linen with its variables), a Keras model, the
-            path of a `.onnx` file, or a function from a batch to a dict of arrays. Models that are compiled
-            (Flax, ONNX, Keras on JAX) and functions run by `rec(...)` in the loop.
+        model: what runs; a `torch.nn.Module`, a Flax module (NNX; Linen with its variables), a Keras model,
+            the path of a `.onnx` file, or a function from a batch to a dict of arrays. Compiled models (Flax,
+            ONNX, Keras on JAX) and functions are run by `rec(...)` in the loop.
         path: the store to make, a folder or a URL (`s3://bucket/run.zarr`, `gs://`, `az://`). One whose
             capture was killed is gone on with: run the same loop again, and rows that are committed are not
             captured again.

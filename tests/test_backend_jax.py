@@ -8,16 +8,18 @@ from typing import Any
 import layertap as lt
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 jax = pytest.importorskip("jax")
 flax = pytest.importorskip("flax")
 
 import jax.numpy as jnp  # noqa: E402
 from flax import linen, nnx  # noqa: E402
+from layertap.__main__ import main  # noqa: E402
 from layertap.backends import jax as jax_backend  # noqa: E402
 from layertap.backends.jax import JaxSession  # noqa: E402
 from layertap.capture.backend import backend_for  # noqa: E402
-from layertap.capture.testing import BackendContract, StopError, Subject, inputs  # noqa: E402
+from layertap.capture.testing import BackendContract, StopError, Subject, contents, inputs  # noqa: E402
 
 
 class Split(nnx.Module):
@@ -565,3 +567,47 @@ def test_a_function_compiled_inside_another_backends_says_which_backend_can(tmp_
     inner = jax.jit(lambda x: lt.tap("inside", x * 2))
     with pytest.raises(lt.CaptureError, match="Give backend='jax'"):
         lt.record_dataset(lambda x: {"out": inner(x)}, np.ones((2, 3), np.float32), tmp_path / "s", "inside")
+
+
+def test_a_flax_model_of_a_file_is_listed_and_captured_in_parts_by_the_commands(tmp_path):
+    (tmp_path / "model.py").write_text(
+        "from flax import nnx\n"
+        "class Net(nnx.Module):\n"
+        "    def __init__(self):\n"
+        "        self.conv = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))\n"
+        "        self.head = nnx.Linear(4, 5, rngs=nnx.Rngs(1))\n"
+        "    def __call__(self, x):\n"
+        "        return self.head(nnx.relu(self.conv(x)).mean((1, 2)))\n"
+        "def build():\n"
+        "    return Net()\n"
+    )
+    values = np.random.default_rng(0).standard_normal((256, 8, 8, 3), np.float32)
+    np.save(tmp_path / "x.npy", values)
+    model, data = f"{tmp_path}/model.py:build", str(tmp_path / "x.npy")
+    listed = CliRunner().invoke(main, ["layers", model, data])
+    assert listed.exit_code == 0, listed.output
+    assert [line.split()[0] for line in listed.output.splitlines()[1:4]] == [".", "conv", "head"]
+    options = [
+        "--layers",
+        "conv,head",
+        "--reduce",
+        "conv=channels_first",
+        "--stats",
+        "cheap",
+        "--memory",
+        "1500KiB",
+    ]
+    options += ["--batch-size", "8"]
+    whole = CliRunner().invoke(main, ["capture", model, data, str(tmp_path / "whole"), *options])
+    assert whole.exit_code == 0, whole.output
+    for part in ("2/2", "1/2"):
+        done = CliRunner().invoke(
+            main, ["capture", model, data, str(tmp_path / "parts"), *options, "--part", part]
+        )
+        assert done.exit_code == 0, done.output
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    run = lt.open(tmp_path / "whole")
+    assert run.manifest.n_blocks > 1
+    assert run["conv"].dims == ("row", "channel", "y", "x")
+    assert run["conv"].source_dims == ("y", "x", "feature")
+    np.testing.assert_allclose(run.stats["head"].mean, run["head"][...].mean(0), rtol=1e-4, atol=1e-5)
