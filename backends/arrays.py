@@ -195,7 +195,8 @@ def _checked(output: Any, tapped: bool) -> Mapping[str, Any]:
     if not isinstance(output, dict):
         if tapped:
             return {}
-        raise CaptureError(f"the function returned a {type(output).__name__}, not a dict of arrays")
+        hint = ". Give backend='jax' to a function of JAX's" if "jax" in type(output).__module__ else ""
+        raise CaptureError(f"the function returned a {type(output).__name__}, not a dict of arrays{hint}")
     named = {str(key): value for key, value in output.items()}
     if len(named) < len(output):
         raise CaptureError(

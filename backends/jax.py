@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from operator import is_
 from typing import Any
 
@@ -25,15 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from ..capture.backend import Backend, Json, Session, Surveyed
+from ..capture.backend import Backend, Json, Learned, Session, Surveyed
 from ..capture.columns import check_cast
-from ..capture.data import Batch
+from ..capture.data import Batch, Source
 from ..capture.errors import CaptureError, PlanError, SelectionError
 from ..capture.pipeline import Piece
 from ..capture.plan import show_bytes
 from ..capture.ragged import Form
 from ..capture.reduce import Chain, Rows, Tokens
-from ..capture.returned import Returned, ReturnedSession, Values
+from ..capture.returned import Returned, ReturnedSession, Values, batch_rows
 from ..capture.taps import OUTPUT, Layer, Path, Patterns, TapName, check_some, choose, no_match
 from .jax_marks import TAP, is_array
 from .jax_models import KINDS, Fixed, Held, JaxModel, is_function, is_linen, is_nnx, model_of
@@ -64,6 +64,13 @@ class JaxBackend(Backend):
     def describe(self, model: Any) -> Json:
         """Return type, number of parameters, and a checksum of the weights."""
         return model_of(model).describe()
+
+    def source(self, data: Any) -> Source:
+        """Return a source for `data`; arrays of JAX's are read as numpy's."""
+        parts = data if isinstance(data, tuple) else (data,)
+        if all(isinstance(part, jax.Array | np.ndarray) for part in parts):
+            data = tuple(map(np.asarray, parts)) if isinstance(data, tuple) else np.asarray(data)
+        return super().source(data)
 
     def place(self, model: Any, device: str | None) -> Any:
         """Return `model`; it runs where its arrays lie, by default on the fastest device.
@@ -122,8 +129,41 @@ class _Compiled:
     traced: Traced
     leaves: Sequence[jax.ShapeDtypeStruct]
     """The forms of the model's arrays, then of the inputs'."""
+    beside: _Beside
+    """What of the model's result is no array."""
     plain: Callable[..., Any] | None = None
     tapped: Callable[..., Any] | None = None
+
+
+class _Beside:
+    """What a model gives that is no array: kept as it was while the model was traced."""
+
+    def __init__(self) -> None:
+        self._structure: Any = None
+        self._held: list[tuple[int, Any]] = []
+
+    def taken(self, output: Any) -> list[Any]:
+        """Return the arrays of an output.
+
+        Raises:
+            CaptureError: it holds an object that hides arrays from JAX.
+        """
+        leaves, self._structure = jax.tree.flatten(output)
+        self._held = [(i, leaf) for i, leaf in enumerate(leaves) if not _is_result(leaf)]
+        for _, leaf in self._held:
+            if is_dataclass(leaf):
+                raise CaptureError(
+                    f"the model returns a {type(leaf).__name__}, which JAX cannot look into: register it "
+                    "with jax.tree_util.register_dataclass"
+                )
+        return [leaf for leaf in leaves if _is_result(leaf)]
+
+    def given_back(self, arrays: Sequence[Any]) -> Any:
+        """Return the output that a run gave."""
+        leaves = list(arrays)
+        for i, leaf in self._held:
+            leaves.insert(i, leaf)
+        return jax.tree.unflatten(self._structure, leaves)
 
 
 class JaxSession(ReturnedSession):
@@ -168,7 +208,7 @@ class JaxSession(ReturnedSession):
         compiled = self._compiled_for(call)
         if compiled.plain is None:
             compiled.plain = self._compile(compiled, [], reduce=False)
-        return self._run(compiled.plain, compiled.traced, call)[0]
+        return self._run(compiled.plain, compiled, call)[0]
 
     def tapped(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Returned]:
         """Run the model with taps."""
@@ -179,7 +219,7 @@ class JaxSession(ReturnedSession):
         if compiled.tapped is None:
             self._check_there(compiled.traced)
             compiled.tapped = self._compile(compiled, self._wanted, reduce=bool(self._chains))
-        output, values = self._run(compiled.tapped, compiled.traced, call)
+        output, values = self._run(compiled.tapped, compiled, call)
         parts: dict[TapName, _Parts] = {}
         for tap, value in zip(self._wanted, values, strict=True):
             whole = TapName(tap.layer, tap.call, (), tap.kind)
@@ -236,7 +276,7 @@ class JaxSession(ReturnedSession):
 
     def put(self, view: NDArray[Any], values: Any) -> None:
         """Copy the values of a column; those on a device when they are there."""
-        if not is_array(values):
+        if not is_array(values) or values.is_ready():
             super().put(view, values)
             return
         dtype = np.dtype(values.dtype)
@@ -288,9 +328,27 @@ class JaxSession(ReturnedSession):
         """Return the value of `tap` inside what its layer gave."""
         return value[tap.path] if isinstance(value, _Parts) else super().follow(value, tap)
 
+    def n_rows(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Return the rows of a batch: the length of the first array among the inputs."""
+        leaves = [leaf for leaf in jax.tree.leaves((inputs, kwargs)) if getattr(leaf, "shape", ())]
+        return batch_rows(leaves)
+
     def dims(self, tap: TapName, shape: tuple[int, ...]) -> tuple[str, ...]:
         """Return the axes of what a layer gives; of what `lt.tap` gets only the shape is known."""
-        return () if self.types[tap.layer] == TAP else self._model.dims(shape)
+        if self.types[tap.layer] == TAP:
+            return ()
+        parts = tap.layer.split(".")
+        above = [self.types.get(".".join(parts[:n]), "") for n in range(1, len(parts) + 1)]
+        return self._model.dims(shape, above)
+
+    def learned(self) -> list[Learned]:
+        """Return what the first batch showed, with the other names of each tap."""
+        aliases = {layer.name: layer.aliases for layer in self._known if self._model.keeps_aliases}
+        return [
+            replace(one, aliases=tuple(str(replace(one.tap, layer=alias)) for alias in names))
+            for one in super().learned()
+            for names in [aliases.get(one.tap.layer, ())]
+        ]
 
     def survey(self, batch: Batch) -> list[Surveyed]:
         """Return what every layer gives for a batch."""
@@ -323,8 +381,8 @@ class JaxSession(ReturnedSession):
     def _call(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         arrays, model = self._model.state()
         given, structure = jax.tree.flatten((inputs, kwargs))
-        moved = [isinstance(leaf, np.ndarray | np.generic | jax.Array) for leaf in given]
-        leaves = [jnp.asarray(leaf) for leaf, is_moved in zip(given, moved, strict=True) if is_moved]
+        moved = [isinstance(leaf, _TRACED) for leaf in given]
+        leaves = [_as_input(leaf) for leaf, is_moved in zip(given, moved, strict=True) if is_moved]
         held = tuple(None if is_moved else Held(leaf) for leaf, is_moved in zip(given, moved, strict=True))
 
         def again(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -339,17 +397,19 @@ class JaxSession(ReturnedSession):
         return _Call((model, structure, held, shapes, self._evaluating), model, arrays, leaves, again)
 
     def _compiled_for(self, call: _Call) -> _Compiled:
-        if call.form not in self._compiled:
-            n, evaluating = len(call.arrays), self._evaluating
+        found = self._compiled.get(call.form)
+        if found is None:
+            n, evaluating, beside = len(call.arrays), self._evaluating, _Beside()
 
             def run(*leaves: Any) -> Any:
                 inputs, kwargs = call.given(leaves[n:])
-                return self._model.call(call.model, leaves[:n], inputs, kwargs, evaluating)
+                output, after = self._model.call(call.model, leaves[:n], inputs, kwargs, evaluating)
+                return beside.taken(output), after
 
             leaves = [_abstract(leaf) for leaf in (*call.arrays, *call.leaves)]
-            self._compiled[call.form] = _Compiled(traced(run, leaves), leaves)
+            found = self._compiled[call.form] = _Compiled(traced(run, leaves), leaves, beside)
             self._n_forms += 1
-        return self._compiled[call.form]
+        return found
 
     def _fusions(self) -> list[str]:
         """Return what the taps change of what XLA made of the model."""
@@ -379,18 +439,20 @@ class JaxSession(ReturnedSession):
                 for tap, value in zip(wanted, values, strict=True)
             ]
 
+        if jax.config.values["jax_disable_jit"]:
+            raise CaptureError("JAX is told to compile nothing (jax_disable_jit), and taps are compiled in")
         start_s = time.perf_counter()
         compiled = jax.jit(reducing).lower(of.traced.consts, *of.leaves).compile()
         self.compile_s += time.perf_counter() - start_s
         self.n_compiled += 1
         return compiled
 
-    def _run(self, compiled: Callable[..., Any], found: Traced, call: _Call) -> tuple[Any, list[Any]]:
-        results, values = compiled(found.consts, *call.arrays, *call.leaves)
-        output, after = jax.tree.unflatten(found.structure, results)
-        if found.changes:
+    def _run(self, function: Callable[..., Any], of: _Compiled, call: _Call) -> tuple[Any, list[Any]]:
+        results, values = function(of.traced.consts, *call.arrays, *call.leaves)
+        output, after = jax.tree.unflatten(of.traced.structure, results)
+        if of.traced.changes:
             self._model.keep(call.model, after)
-        return output, values
+        return of.beside.given_back(output), values
 
     def _layers(self, found: Traced) -> list[Layer]:
         """Return the layers that are known, those that the trace shows, and those with no way out."""
@@ -415,6 +477,11 @@ class JaxSession(ReturnedSession):
             CaptureError: a layer that was asked for by name has no way out.
         """
         layers = self._layers(found)
+        if not layers:
+            raise SelectionError(
+                "a function has no layers but the values that it gives to lt.tap(name, value), and it gives "
+                "none"
+            )
         self._choices, misses = choose(layers, self._patterns)
         if misses:
             raise SelectionError(no_match(layers, misses[0]))
@@ -485,9 +552,31 @@ class _Moving:
             self._held, self._columns = (), ()
 
 
+#: Inputs that are traced; a float that is another each time would be compiled each time.
+_TRACED = (np.ndarray, np.generic, jax.Array, float, complex)
+
+
+def _as_input(leaf: Any) -> jax.Array:
+    """Return an input as an array of JAX's, a copy of what the caller may change while the model still runs.
+
+    Raises:
+        CaptureError: it stands for a value of a function that JAX is tracing.
+    """
+    if isinstance(leaf, jax.core.Tracer):
+        raise CaptureError(
+            "a recording cannot run inside jax.jit, grad, vmap or scan of your own: call rec(...) from plain "
+            "Python, and give it the function that is compiled"
+        )
+    return jnp.asarray(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+
+
+def _is_result(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
+
+
 def _form_of(leaf: Any) -> Hashable:
     sharding = leaf.sharding if getattr(leaf, "committed", False) else None
-    return leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False), sharding
+    return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), sharding
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -9,6 +9,8 @@ say here.
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -32,8 +34,8 @@ class Mark(NamedTuple):
     """What of the layer it is."""
     path: Path
     """Where the value lies in what the layer gave."""
-    first: bool
-    """Whether it is the first of a call."""
+    call: int
+    """A number that the marks of one call have in common, in the trace that set them."""
 
 
 #: The type of what `lt.tap` marks.
@@ -66,18 +68,22 @@ batching.primitive_batchers[mark_p] = _batched
 ad.primitive_jvps[mark_p] = _jvp
 
 _tracing = jax.make_user_context(default_value=None)
+_HEARD = "layertap"
+#: Classes of layers are changed while a model is traced: by one thread at a time.
+_TURN = threading.RLock()
+_calls = itertools.count()
 
 
 @contextmanager
 def hearing() -> Iterator[None]:
     """Mark what `lt.tap` gets, and trace what was traced without marks before."""
-    with _tracing("layertap"), tapping.heard_by(_heard):
+    with _TURN, _tracing(_HEARD), tapping.heard_by(_heard):
         yield
 
 
 def marked(layer: str, value: Any, kind: str = OUTPUT, of: str = "") -> Any:
     """Return `value` with a mark on each array inside it."""
-    return _marked(value, (), Mark(layer, of, kind, (), True))[0]
+    return _marked(value, (), Mark(layer, of, kind, (), next(_calls)))
 
 
 def marked_arguments(
@@ -86,23 +92,18 @@ def marked_arguments(
     """Return a call's arguments with marks: one alone as it is, several by position and name."""
     if len(args) == 1 and not any(map(is_array, jax.tree.leaves(kwargs))):
         return (marked(layer, args[0], "input", of),), kwargs
-    mark, given = Mark(layer, of, "input", (), True), []
-    for key, value in (*enumerate(args), *kwargs.items()):
-        value, mark = _marked(value, (key_of(key),), mark)
-        given.append(value)
+    mark = Mark(layer, of, "input", (), next(_calls))
+    given = [_marked(value, (key_of(key),), mark) for key, value in (*enumerate(args), *kwargs.items())]
     return tuple(given[: len(args)]), dict(zip(kwargs, given[len(args) :], strict=True))
 
 
-def _marked(value: Any, path: Path, mark: Mark) -> tuple[Any, Mark]:
-    """Return `value` with marks, and the mark that comes next in the same call."""
+def _marked(value: Any, path: Path, mark: Mark) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(value)
-    made = []
-    for keys, leaf in leaves:
-        if is_array(leaf):
-            leaf = mark_p.bind(leaf, mark=mark._replace(path=(*path, *map(_key, keys))))
-            mark = mark._replace(first=False)
-        made.append(leaf)
-    return jax.tree_util.tree_unflatten(structure, made), mark
+    made = [
+        mark_p.bind(leaf, mark=mark._replace(path=(*path, *map(_key, keys)))) if is_array(leaf) else leaf
+        for keys, leaf in leaves
+    ]
+    return jax.tree_util.tree_unflatten(structure, made)
 
 
 def is_array(value: Any) -> bool:
@@ -111,6 +112,8 @@ def is_array(value: Any) -> bool:
 
 
 def _heard(name: str, value: Any) -> Any:
+    if _tracing.value != _HEARD:  # the forward of another thread
+        return value
     return marked(name, value, of=TAP)
 
 

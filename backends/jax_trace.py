@@ -8,15 +8,15 @@ that is spread over devices has no such way out, and says so.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
-from ..capture.taps import TapName
+from ..capture.taps import Path, TapName
 from .jax_marks import Mark, hearing, mark_p
 
 Found = list[tuple[Mark, Any]]
@@ -52,7 +52,7 @@ class Traced:
     hidden: dict[str, str] = field(default_factory=dict)
     """Layers with marks that have no way out, with the reason."""
 
-    @property
+    @cached_property
     def changes(self) -> bool:
         """Whether a run changes the arrays that the model holds, which are the last of its results."""
         graph = self.closed.jaxpr
@@ -122,7 +122,9 @@ class _Reading:
         primitive, name = equation.primitive, equation.primitive.name
         if primitive is mark_p:
             return inputs, [(equation.params["mark"], inputs[0])]
-        marks = _marks_in(equation)
+        # What `grad` computes a second time was tapped the first time.
+        again = bool(equation.params.get("differentiated"))
+        marks = [] if again else _marks_in(equation)
         if marks and name in _ONCE:
             inner = equation.params[_ONCE[name]]
             return self.read(*_opened(inner), inputs)
@@ -176,9 +178,22 @@ def _marks_in(equation: Any) -> list[Mark]:
 
 def _named(found: Found) -> list[TapName]:
     """Return the name of each value: marks tell layer and path, and their order which call it is."""
-    calls: Counter[tuple[str, str]] = Counter()
+    calls: dict[tuple[str, str], _Calls] = {}
     names = []
     for mark, _ in found:
-        calls[mark.layer, mark.kind] += mark.first
-        names.append(TapName(mark.layer, calls[mark.layer, mark.kind], mark.path, mark.kind))
+        counted = calls.setdefault((mark.layer, mark.kind), _Calls())
+        if mark.call != counted.call or mark.path in counted.paths:
+            counted.n, counted.call = counted.n + 1, mark.call
+            counted.paths.clear()
+        counted.paths.add(mark.path)
+        names.append(TapName(mark.layer, counted.n, mark.path, mark.kind))
     return names
+
+
+@dataclass
+class _Calls:
+    """How often a layer has been called so far, and what the last call gave."""
+
+    n: int = 0
+    call: int = -1
+    paths: set[Path] = field(default_factory=set)

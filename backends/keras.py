@@ -13,7 +13,8 @@ What shaped it:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from ..capture.errors import PlanError
 from ..capture.fingerprint import fingerprint
 from ..capture.taps import OUTPUT, ROOT, Layer, Patterns
 from .keras_framework import keras
+
+#: Pixels of an input whose size a model leaves open.
+_PIXELS = 224
 
 
 class KerasBackend(Backend):
@@ -80,11 +84,12 @@ class KerasBackend(Backend):
         return self._runs(model).survey(self._run_as(model), batch)
 
     def example(self, model: Any, n_rows: int) -> Batch | None:
-        """Return noise of the model's input shape, where it has one input and tells all of its sizes."""
+        """Return noise of the model's input shape, where it has one input; any size that it leaves open."""
         shape = getattr(model, "input_shape", None)
-        if not isinstance(shape, tuple) or None in shape[1:]:
+        if not isinstance(shape, tuple) or not shape[1:]:
             return None
-        noise = keras.random.normal((n_rows, *shape[1:]), seed=0)
+        sizes = [size or _PIXELS for size in shape[1:]]
+        noise = keras.random.normal((n_rows, *sizes), seed=0)
         return Batch(range(n_rows), (keras.ops.convert_to_numpy(noise),), {})
 
     def batches(self, *args: Any) -> Any:
@@ -114,7 +119,7 @@ def layers_of(model: Any) -> list[Layer]:
         if (known := found.get(id(layer))) is not None:
             found[id(layer)] = Layer(known.name, known.types, layer, (*known.aliases, name), known.kinds)
         else:
-            own = (layer.name,) if name not in (ROOT, layer.name) and not _is_counted(layer) else ()
+            own = (layer.name,) if name not in (ROOT, layer.name) else ()
             types = tuple(base.__name__ for base in type(layer).__mro__)
             found[id(layer)] = Layer(name, types, layer, own, ("input", OUTPUT))
     # A name that layers share names none of them.
@@ -165,10 +170,20 @@ def check_built(model: Any) -> None:
         )
 
 
-def channels_last(shape: Sequence[int]) -> tuple[str, ...]:
-    """Return the axes of a map, by Keras's setting of where channels are; nothing where it is no map."""
-    last = keras.config.image_data_format() == "channels_last"
-    return ("y", "x", "feature") if last and len(shape) == 3 else ()
+#: Types of layers that give (token, head, size) or (head, query, key), and no maps.
+NO_MAPS = frozenset(("EinsumDense", "Softmax", "MultiHeadAttention", "GroupQueryAttention", "Attention"))
+
+
+def channels_last(shape: Sequence[int], types: Sequence[str]) -> tuple[str, ...]:
+    """Return the axes of a map, by Keras's setting of where channels are; empty where it is no map.
+
+    Args:
+        shape: of a row.
+        types: of the layer, and of those that it lies in.
+    """
+    if keras.config.image_data_format() != "channels_last" or not NO_MAPS.isdisjoint(types):
+        return ()
+    return {3: ("y", "x", "feature"), 4: ("t", "y", "x", "feature")}.get(len(shape), ())
 
 
 def _named(model: Any) -> Iterator[tuple[str, Any]]:
@@ -188,12 +203,27 @@ def _named(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _parts(layer: Any) -> list[tuple[str, Any]]:
-    """Return the layers right inside `layer`, by the attributes that hold them, or by their own names."""
+    """Return the layers right inside `layer` by their names, each of which is another.
+
+    A name is that of the public attribute that holds the layer; else its own; else, where Keras made that up,
+    that of a private attribute, or what Keras would have made up in a process that builds nothing else.
+    """
     parts = list(layer._flatten_layers(include_self=False, recursive=False))
     # On PyTorch, a layer that an attribute holds is where that keeps modules.
-    attributes = {**vars(layer), **vars(layer).get("_modules", {})}
-    held = {} if _is_graph(layer) else dict(_held(attributes))
-    named = [(held.get(id(part), part.name), part) for part in parts]
+    attributes = {} if _is_graph(layer) else {**vars(layer), **vars(layer).get("_modules", {})}
+    held = dict(_held({name: value for name, value in attributes.items() if not name.startswith("_")}))
+    private = dict(_held({name: value for name, value in attributes.items() if name.startswith("_")}))
+    counted: Counter[str] = Counter()
+    named = []
+    for part in parts:
+        name = held.get(id(part))
+        if name is None and not _is_counted(part):
+            name = part.name
+        if name is None and (name := private.get(id(part))) is None:
+            kind = re.sub(r"_\d+$", "", part.name)
+            name = f"{kind}_{counted[kind]}" if counted[kind] else kind
+            counted[kind] += 1
+        named.append((name, part))
     names = [name for name, _ in named]
     return [
         (name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}", part)
@@ -212,21 +242,22 @@ def _is_counted(layer: Any) -> bool:
     return re.sub(r"_\d+$", "", layer.name).replace("_", "") == type(layer).__name__.replace("_", "").lower()
 
 
-def _held(attributes: Any) -> Iterator[tuple[int, str]]:
-    """Yield the layers that public attributes hold, alone or in lists and dicts, with their names."""
-    for name, value in attributes.items():
-        if name.startswith("_"):
+#: Where Keras and PyTorch keep layers beside the attributes that hold them.
+_KEPT_BY_FRAMEWORKS = ("_layers", "_modules", "_functional", "_operations", "_operations_by_depth", "_nodes")
+
+
+def _held(attributes: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """Yield the layers that attributes hold, alone or in lists and dicts, with their names."""
+    for attribute, value in attributes.items():
+        name = attribute.lstrip("_")
+        if attribute in _KEPT_BY_FRAMEWORKS:
             continue
         if isinstance(value, keras.Layer):
             yield id(value), name
-        elif isinstance(value, list | tuple):
-            yield from (
-                (id(one), f"{name}.{i}") for i, one in enumerate(value) if isinstance(one, keras.Layer)
-            )
-        elif isinstance(value, dict):
-            yield from (
-                (id(one), f"{name}.{key}") for key, one in value.items() if isinstance(one, keras.Layer)
-            )
+        elif isinstance(value, list | tuple | dict):
+            for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(one, keras.Layer):
+                    yield id(one), f"{name}.{key}"
 
 
 def _of_framework() -> Backend:

@@ -20,6 +20,8 @@ from .keras_framework import keras
 class KerasJaxModel(JaxModel):
     """One model."""
 
+    keeps_aliases = False  # Keras counts over the whole process
+
     def __init__(self, model: Any) -> None:
         self._model = model
         self._names = {id(layer.module): layer.name for layer in layers_of(model)}
@@ -33,9 +35,9 @@ class KerasJaxModel(JaxModel):
         """Return the model and its layers."""
         return layers_of(self._model)
 
-    def dims(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+    def dims(self, shape: tuple[int, ...], types: Sequence[str]) -> tuple[str, ...]:
         """Return the axes of a map."""
-        return channels_last(shape)
+        return channels_last(shape, types)
 
     def state(self) -> tuple[list[Any], Hashable]:
         """Return the values of the variables; layers that are frozen run otherwise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..capture.backend import Session
-from ..capture.taps import KINDS, Layer, Patterns
+from ..capture.taps import KINDS, Layer, Patterns, TapName
 from .keras import channels_last, layers_of
 from .torch import TorchBackend, TorchSession
 
@@ -21,5 +21,13 @@ class KerasTorchBackend(TorchBackend):
         """Choose `layers` of `model`."""
         session = super().session(model, layers)
         assert isinstance(session, TorchSession)
-        session.tell_dims = channels_last
+        types = {one.name: one.type for one in layers_of(model)}
+
+        def dims(tap: TapName, shape: tuple[int, ...]) -> tuple[str, ...]:
+            parts = tap.layer.split(".")
+            above = [types.get(".".join(parts[:n]), "") for n in range(1, len(parts) + 1)]
+            return channels_last(shape, above)
+
+        session.tell_dims, session.lists_are_rows = dims, False
+        session.keeps_aliases = False  # Keras counts names over the whole process
         return session

@@ -265,7 +265,11 @@ class TorchSession(Session):
         self._quantized: set[TapName] = set()
         self._aside: compiled.SetAside | None = None
         #: Returns the axes of a row of some shape, where a library on top of torch tells them.
-        self.tell_dims: Callable[[tuple[int, ...]], tuple[str, ...]] = lambda shape: ()
+        self.tell_dims: Callable[[TapName, tuple[int, ...]], tuple[str, ...]] = lambda tap, shape: ()
+        #: Whether other names of a layer are the same in every process, so that a store may hold them.
+        self.keeps_aliases = True
+        #: Whether a list among the inputs has an entry for each row, and is not several inputs.
+        self.lists_are_rows = True
         #: By what number traced hooks find this session while it is attached.
         self.number = -1
 
@@ -457,9 +461,10 @@ class TorchSession(Session):
                 path, inside = self._listed.get(tap, (tap.path, None))
                 hook.calls[tap.call - 1].append(Tap(len(found), path, tap in self._quantized, inside))
                 dtype = _numpy_dtype((given if isinstance(given, Tensor) else given[0]).dtype)
-                aliases = tuple(str(replace(tap, layer=alias)) for alias in layer.aliases)
+                names = layer.aliases if self.keeps_aliases else ()
+                aliases = tuple(str(replace(tap, layer=alias)) for alias in names)
                 shape = shape_of(given)
-                dims = self.tell_dims(shape) if tap.kind != ATTENTION else ()
+                dims = self.tell_dims(tap, shape) if tap.kind != ATTENTION else ()
                 found.append(Learned(tap, layer.type, shape, dtype, aliases, dims))
         if not found:
             raise CaptureError("nothing that was chosen can be captured. " + "; ".join(told(self.left_out)))
@@ -686,7 +691,7 @@ class TorchSession(Session):
             ) from None
 
     def _pre_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        n_rows = _batch_rows((*args, *kwargs.values()))
+        n_rows = _batch_rows((*args, *kwargs.values()), self.lists_are_rows)
         check_no_replica(module)
         assert self._masks is not None
         mask = self._masks.among(args, kwargs)
@@ -890,14 +895,14 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _batch_rows(values: Sequence[Any]) -> int:
+def _batch_rows(values: Sequence[Any], lists_are_rows: bool = True) -> int:
     for value in values:
-        if isinstance(value, Tensor) and value.ndim:
+        if isinstance(value, Tensor | np.ndarray) and value.ndim:
             return value.shape[0]  # while it is traced, what stands for a number
-        if isinstance(value, list) and value:  # of pictures that differ in size
+        if isinstance(value, list) and value and lists_are_rows:  # of pictures that differ in size
             return len(value)
-        if isinstance(value, tuple | dict) and value:
-            return _batch_rows(list(value.values() if isinstance(value, dict) else value))
+        if isinstance(value, tuple | list | dict) and value:
+            return _batch_rows(list(value.values() if isinstance(value, dict) else value), lists_are_rows)
     raise CaptureError("the forward got no tensor whose first axis would count the rows of the batch")
 
 

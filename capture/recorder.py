@@ -10,6 +10,7 @@ like any other, so no forward is spent on looking.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -188,6 +189,7 @@ class Recorder:
         #: What patterns chose and is not captured, with the reason; known once the first batch has passed.
         self.left_out: dict[str, str] = {}
         self._remarks: list[str] = []
+        self._thread: int | None = None
         self._backend, self._model, self._layers = backend, model, layers
         self._settings = replace(settings, upload_bytes=self.place.upload_bytes)
         self._facts = facts
@@ -250,6 +252,12 @@ class Recorder:
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Run the model on a batch, capture its taps, and return what it returns."""
         assert self._session is not None, "a recorder is called inside its with block"
+        if self._thread not in (None, threading.get_ident()):
+            raise CaptureError(
+                "this recording is called in two threads, whose batches would mix: let one call it, or give "
+                "each thread a part of the data and a recording of its own"
+            )
+        self._thread = threading.get_ident()
         return self._session.forward(inputs, kwargs)
 
     @property

@@ -63,6 +63,14 @@ class ReturnedSession(Session):
     def tapped(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Returned]:
         """Run the model and return what it returns, and what its chosen layers gave."""
 
+    def n_rows(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Return the rows of a batch: the length of the first array that it holds, or of a list of rows.
+
+        Raises:
+            CaptureError: it holds none.
+        """
+        return batch_rows((*inputs, *kwargs.values()))
+
     def dims(self, tap: TapName, shape: tuple[int, ...]) -> tuple[str, ...]:
         """Return the names of the axes of a row, where the framework tells; else nothing."""
         return ()
@@ -92,7 +100,7 @@ class ReturnedSession(Session):
         """
         if self._sink is None:
             return self.plain(inputs, kwargs)
-        n_rows = batch_rows((*inputs, *kwargs.values()))
+        n_rows = self.n_rows(inputs, kwargs)
         self._pieces = pieces = self._sink.begin(n_rows)
         self._batch_shapes.clear()
         mask = kwargs.get(self.varying.mask) if self.varying.mask is not None else None
@@ -401,7 +409,9 @@ def batch_rows(values: Sequence[Any]) -> int:
         shape = getattr(value, "shape", None)
         if shape:
             return int(shape[0])
-        if isinstance(value, list | tuple):
+        if isinstance(value, tuple) and value:
+            return batch_rows(value)
+        if isinstance(value, list):
             return len(value)
         if isinstance(value, dict) and value:
             return batch_rows(list(value.values()))
@@ -429,8 +439,8 @@ def _refusal(array: Values, n_rows: int, empty: bool = False) -> str | None:
         return f"holds {array.dtype}, which a store cannot hold"
     if array.ndim == 0 or len(array) != n_rows:
         return (
-            f"has no rows on its first axis: it has shape {array.shape}, the batch has {n_rows} rows, and "
-            "rows come first"
+            f"has no rows on its first axis: it has shape {array.shape}, the batch has {n_rows} rows (the "
+            "length of the first array that the model got), and rows come first"
         )
     if array.size == 0 and not empty:
         return f"gives no values: the shape of one row is {array.shape[1:]}"

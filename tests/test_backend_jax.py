@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import layertap as lt
@@ -611,3 +614,222 @@ def test_a_flax_model_of_a_file_is_listed_and_captured_in_parts_by_the_commands(
     assert run["conv"].dims == ("row", "channel", "y", "x")
     assert run["conv"].source_dims == ("y", "x", "feature")
     np.testing.assert_allclose(run.stats["head"].mean, run["head"][...].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_that_calls_its_parents_is_one_layer_in_linen(tmp_path):
+    class Parent(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return linen.Dense(4)(x)
+
+    class Child(Parent):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return super().__call__(x) * 2
+
+    class Whole(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return Child(name="child")(x)
+
+    values = np.ones((3, 4), np.float32)
+    run = lt.record_dataset((Whole(), Whole().init(jax.random.key(0), values)), values, tmp_path / "s", "**")
+    assert list(run.taps) == [".", "child", "child.Dense_0"]
+    assert np.array_equal(run["child"][...], run["child.Dense_0"][...] * 2)
+
+
+def test_a_linen_module_that_trains_says_how_not_to(tmp_path):
+    module = linen.Dropout(0.5, deterministic=False)
+    with pytest.raises(lt.CaptureError, match="a module of Flax Linen is told by its arguments"):
+        lt.record_dataset((module, {}), np.ones((2, 3), np.float32), tmp_path / "s", ".")
+
+
+def test_modules_that_a_function_applies_are_known_by_their_paths(tmp_path):
+    module = LinenModel()
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 4, 16, 16)))
+    run = lt.record_dataset(
+        lambda x: module.apply(variables, x), batch(), tmp_path / "s", ["dense", "inner.conv"], backend="jax"
+    )
+    assert list(run.taps) == ["dense", "dense#2", "inner.conv"]
+
+
+@pytest.mark.parametrize("n_threads", [2])
+def test_models_that_are_traced_in_threads_do_not_see_each_other(tmp_path, n_threads):
+    call = nnx.Linear.__call__
+
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: Any) -> Any:
+            for _ in range(30):
+                x = lt.tap("x", self.linear(x))
+            return x
+
+    values = np.ones((4, 3), np.float32)
+    with ThreadPoolExecutor(n_threads) as pool:
+        runs = list(
+            pool.map(lambda i: lt.record_dataset(Net(), values, tmp_path / str(i), "**"), range(n_threads))
+        )
+    for run in runs:
+        assert len(run.taps) == 61
+        assert list(run.taps)[:3] == [".", "linear", "linear#2"]
+    assert nnx.Linear.__call__ is call
+
+
+def test_a_recording_is_of_one_thread(tmp_path):
+    model = jax.jit(lambda x: lt.tap("x", x * 2))
+    with lt.record(model, tmp_path / "s", "x") as rec:
+        rec(np.ones((2, 3), np.float32))
+        with ThreadPoolExecutor(1) as pool, pytest.raises(lt.CaptureError, match="called in two threads"):
+            pool.submit(rec, np.ones((2, 3), np.float32)).result()
+
+
+def test_axes_are_those_of_volumes_and_of_attention(tmp_path):
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            self.conv = nnx.Conv(3, 6, (3, 3, 3), rngs=nnx.Rngs(0))
+            self.attention = nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(1))
+
+        def __call__(self, x: Any) -> Any:
+            y = self.conv(x)
+            return self.attention(y.mean((2, 3)))
+
+    values = np.random.default_rng(0).standard_normal((4, 5, 7, 7, 3), np.float32)
+    options = {"reduce": {"conv": "channels:0,2"}}
+    run = lt.record_dataset(Net(), values, tmp_path / "s", ["conv", "attention.query"], **options)
+    plain = lt.record_dataset(Net(), values, tmp_path / "p", "conv")["conv"][...]
+    assert run["conv"].dims == ("row", "t", "y", "x", "feature")
+    assert np.array_equal(run["conv"][...], plain[..., [0, 2]])
+    assert "feature" not in run["attention.query"].dims
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+def test_what_sows_keeps_what_it_changed_and_is_captured_after_it_has_sown(tmp_path):
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: Any) -> Any:
+            self.sow(nnx.Intermediate, "seen", x)
+            return self.norm(x)
+
+    model, values = Net(), np.full((8, 3), 5, np.float32)
+    with lt.record(model, tmp_path / "a", "norm") as rec:
+        rec(values)
+    assert float(model.norm.mean[...].min()) > 0
+    model(values)
+    lt.record_dataset(model, values, tmp_path / "b", "norm")
+
+
+def test_keys_of_random_numbers_are_no_weights(tmp_path):
+    model = jax.tree_util.Partial(lambda key, x: lt.tap("x", x * 2), jax.random.key(0))
+    run = lt.record_dataset(model, np.ones((2, 3), np.float32), tmp_path / "s", "x")
+    assert run.manifest.facts["model"]["parameters"] == 0
+
+
+def test_a_buffer_that_the_loop_uses_again_was_copied_in_time(tmp_path):
+    def slow(x: Any) -> Any:
+        y = x
+        for _ in range(40):
+            y = jnp.tanh(y @ jnp.ones((512, 512)) / 512)
+        return lt.tap("x", x + 0 * y)
+
+    buffer = np.zeros((512, 512), np.float32)
+    with lt.record(jax.jit(slow), tmp_path / "s", "x") as rec:
+        for i in range(6):
+            buffer[:] = i + 1
+            rec(buffer)
+    kept = lt.open(tmp_path / "s")["x"][...].reshape(6, -1)
+    assert [float(step.min()) for step in kept] == [float(step.max()) for step in kept] == [1, 2, 3, 4, 5, 6]
+
+
+def test_under_a_gradient_each_call_counts_once(tmp_path):
+    part = jax.checkpoint(lambda x: lt.tap("h", jnp.sin(x)))
+    model = jax.jit(lambda x: jax.grad(lambda x: part(x).sum())(x))
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    run = lt.record_dataset(model, values, tmp_path / "s", "h")
+    assert list(run.taps) == ["h"]
+    np.testing.assert_allclose(run["h"][...], np.sin(values), rtol=1e-6)
+
+
+def test_a_recording_inside_a_compiled_function_is_refused(tmp_path):
+    with lt.record(jax.jit(lambda x: lt.tap("x", x)), tmp_path / "s", "x") as rec:
+        with pytest.raises(lt.CaptureError, match=r"cannot run inside jax\.jit"):
+            jax.jit(rec)(np.ones((2, 3), np.float32))
+        rec(np.ones((2, 3), np.float32))
+
+
+def test_what_wraps_a_function_of_jaxs_is_jaxs_too(tmp_path):
+    inner = jax.jit(lambda scale, x: lt.tap("x", x * scale))
+    values = np.ones((2, 3), np.float32)
+    for i, model in enumerate((functools.partial(inner, 2.0), jax.vmap(functools.partial(inner, 2.0)))):
+        assert backend_for(model).name == "jax"
+        assert float(lt.record_dataset(model, values, tmp_path / str(i), "x")["x"][0, 0]) == 2
+
+
+def test_a_model_may_return_what_is_no_array_and_get_numbers_that_change(tmp_path):
+    def model(x: Any, scale: float) -> Any:
+        return {"kind": "words", "out": lt.tap("x", x * scale), "none": None}
+
+    session = JaxSession(jax_backend.model_of(model), "x")
+    with lt.record(model, tmp_path / "s", "x", backend="jax") as rec:
+        for scale in (1.0, 2.0, 3.0):
+            given = rec(np.ones((2, 3), np.float32), scale)
+            assert (given["kind"], given["none"], float(given["out"][0, 0])) == ("words", None, scale)
+    assert lt.open(tmp_path / "s")["x"][::2, 0].tolist() == [1, 2, 3]
+    for scale in (1.0, 2.0):
+        session.tapped((np.ones((2, 3), np.float32), scale), {})
+    assert session.n_compiled == 1
+
+
+def test_attributes_that_cannot_be_hashed_are_compared_by_what_they_are(tmp_path):
+    @dataclasses.dataclass
+    class Settings:
+        scale: int
+
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            self.settings = Settings(3)
+
+        def __call__(self, x: Any) -> Any:
+            return x * self.settings.scale
+
+    run = lt.record_dataset(Net(), np.ones((20, 3), np.float32), tmp_path / "s", ".", batch_size=10)
+    assert set(run["."][...].ravel().tolist()) == {3.0}
+
+
+def test_a_module_that_changes_between_steps_is_seen(tmp_path):
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            self.first = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+            self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+        def __call__(self, x: Any) -> Any:
+            return self.drop(self.first(x))
+
+    model, values = Net(), np.ones((64, 3), np.float32)
+    with lt.record(model, tmp_path / "s", ["first", "drop"]) as rec:
+        rec(values)
+        model.eval()
+        rec(values)
+        model.first = nnx.Linear(3, 3, rngs=nnx.Rngs(5))
+        rec(values)
+    run = lt.open(tmp_path / "s")
+    first, drop = run["first"][...].reshape(3, 64, 3), run["drop"][...].reshape(3, 64, 3)
+    assert (drop[0] == 0).any()
+    assert np.array_equal(drop[1:], first[1:])
+    assert np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[1], first[2])
+
+
+def test_arrays_of_jaxs_are_a_data_set(tmp_path):
+    model = jax.jit(lambda x: lt.tap("x", x * 2))
+    data = (jnp.ones((10, 3)), jnp.arange(10))
+    run = lt.record_dataset(model, data, tmp_path / "s", "x")
+    assert run.rows["label"][...].tolist() == list(range(10))
+
+
+def test_a_function_without_taps_says_what_a_tap_is(tmp_path):
+    with pytest.raises(lt.SelectionError, match="no layers but the values that it gives"):
+        lt.record_dataset(jax.jit(lambda x: x), np.ones((2, 3), np.float32), tmp_path / "s", "**")

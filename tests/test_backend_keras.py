@@ -202,6 +202,52 @@ def test_layers_of_a_class_are_called_by_their_attributes_whatever_keras_counts(
     assert list(run.taps) == ["parts.0", "parts.1", "attention.query"]
 
 
+def test_layers_that_have_no_names_are_counted_in_the_model_and_not_in_the_process(tmp_path):
+    class Hides(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self._dense = keras.layers.Dense(3, kernel_initializer="ones")
+
+        def call(self, x: Any) -> Any:
+            return self._dense(x)
+
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    for _ in range(2):
+        one = keras.Sequential([keras.Input((3,)), *(keras.layers.Dense(3, "relu") for _ in range(2))])
+        assert names(one) == [".", "dense", "dense_1"]
+        hides = Hides()
+        hides(values)
+        assert names(hides) == [".", "dense"]
+    parts = [lt.record_dataset(_built(Hides), values, tmp_path / "s", "dense", part=f"{i}/2") for i in (1, 2)]
+    assert parts[-1].complete
+
+
+def _built(kind: Any) -> Any:
+    model = kind()
+    model(np.ones((2, 3), np.float32))
+    return model
+
+
+def test_a_model_of_several_inputs_takes_them_as_a_list(tmp_path):
+    one, other = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([one, other], keras.layers.Add(name="sum")([one, other]))
+    values = keras.ops.convert_to_tensor(np.arange(12, dtype=np.float32).reshape(4, 3))
+    with lt.record(model, tmp_path / "s", "sum") as rec:
+        rec([values, values])
+    assert np.array_equal(lt.open(tmp_path / "s")["sum"][...], np.arange(12).reshape(4, 3) * 2)
+
+
+def test_axes_are_those_of_volumes_and_of_attention(tmp_path):
+    keras.utils.set_random_seed(0)
+    volume = keras.Sequential([keras.Input((4, 6, 6, 2)), keras.layers.Conv3D(3, 3, name="conv")])
+    run = lt.record_dataset(volume, np.ones((4, 4, 6, 6, 2), np.float32), tmp_path / "v", "conv")
+    assert run["conv"].dims == ("row", "t", "y", "x", "feature")
+    given = keras.Input((5, 4))
+    model = keras.Model(given, keras.layers.MultiHeadAttention(2, 4, name="attention")(given, given))
+    run = lt.record_dataset(model, np.ones((4, 5, 4), np.float32), tmp_path / "a", "attention.query")
+    assert "feature" not in run["attention.query"].dims
+
+
 def test_a_model_without_weights_says_what_to_do(tmp_path):
     with pytest.raises(lt.PlanError, match="has no weights yet: call it once"):
         lt.record_dataset(Awkward(), inputs(4), tmp_path / "s", "conv")
