@@ -112,6 +112,8 @@ class _Seen:
         for keys, array in jax.tree_util.tree_flatten_with_path(state)[0]:
             found = model
             for key in keys[:-1]:
+                if not isinstance(key, jax.tree_util.DictKey):
+                    return None
                 inside = isinstance(found, list | tuple | dict | nnx.List | nnx.Dict)
                 found = found[key.key] if inside else getattr(found, str(key.key), None)
             if not isinstance(found, nnx.Variable) or found.get_raw_value() is not array:
