@@ -243,6 +243,8 @@ def quick_init() -> Iterator[None]:
             torch.mul(noise[start : start + len(part)], scale, out=part)
         return tensor
 
+    with contextlib.suppress(ImportError):
+        import transformers.initialization  # noqa: F401 (it keeps torch's own functions when it is imported)
     names = ("uniform_", "normal_", "trunc_normal_", "orthogonal_")
     names += ("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
     before = {name: getattr(nn.init, name) for name in names}
