@@ -34,8 +34,8 @@ _PATHS, _KEYS = "\x1f", "\x1e"
 _TOKEN = torch.zeros(1)
 #: What code that was compiled during a recording is valid for, by the recording's number.
 _MARKS: dict[int, type] = {}
-#: Those in which something was traced.
-_TRACED: set[int] = set()
+#: Those that ran in what torch compiled for them.
+_COMPILED: set[int] = set()
 _RECORDINGS: dict[int, Recording] = {}
 
 
@@ -63,9 +63,9 @@ def open_recording(recording: Recording) -> int:
 def close_recording(number: int) -> None:
     """Let go of the recording, and of the code that was compiled for it."""
     _RECORDINGS.pop(number, None)
-    if _MARKS.pop(number, None) is not None and number in _TRACED and _compiled_codes():
+    if _MARKS.pop(number, None) is not None and number in _COMPILED and _compiled_codes():
         gc.collect()  # a class is a cycle; what torch compiled for it goes with it
-    _TRACED.discard(number)
+    _COMPILED.discard(number)
 
 
 def trace_begin(number: int, n_rows: int) -> None:
@@ -88,11 +88,6 @@ def trace_end(number: int) -> None:
     """Leave the end of a step in the graph that is being traced."""
     assert _MARKS[number] is not None
     torch.ops.layertap.end(_TOKEN, number)
-
-
-def _traced(token: Tensor, number: int, n_rows: int) -> None:
-    """Note that a recording is left in a graph: torch asks what `begin` gives while it traces."""
-    _TRACED.add(number)
 
 
 def leave_as_is(*functions: Any) -> None:
@@ -263,6 +258,7 @@ def _rebuild(tensors: list[Tensor], paths: str) -> Any:
 
 
 def _run_begin(token: Tensor, number: int, n_rows: int) -> None:
+    _COMPILED.add(number)
     if (recording := _RECORDINGS.get(number)) is not None:
         recording.begin(n_rows)
 
@@ -289,8 +285,7 @@ def _define() -> torch.library.Library:
         known = tuple(tag for tag in tags if tag is not None)
         name = library.define(schema, tags=known)  # type: ignore[no-untyped-call]
         library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        fake = _traced if run is _run_begin else lambda *args: None
-        torch.library.register_fake(f"layertap::{name}", fake, lib=library)
+        torch.library.register_fake(f"layertap::{name}", lambda *args: None, lib=library)
     return library
 
 

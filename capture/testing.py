@@ -230,7 +230,7 @@ class BackendContract(TapsContract):
 
     def test_memory_does_not_grow_with_the_rows(self, tmp_path: Path) -> None:
         """Bytes are counted while N and then 4N rows go by: the peak of Python's and numpy's, and `held`."""
-        subject, values, n = self.subject(), inputs(32), 8
+        subject, values, n = self.subject(), inputs(32), 4
         held = subject.held or (lambda: 0)
         with record(subject.model, tmp_path / "s", subject.layers, memory="8MiB", writers=1) as rec:
 

@@ -24,7 +24,7 @@ MOST_BYTES = 192 * 1024 * 1024
 pytestmark = pytest.mark.filterwarnings("ignore:no installed font")
 
 fuzz = settings(
-    max_examples=250,
+    max_examples=150,
     derandomize=True,
     database=None,
     deadline=timedelta(seconds=30),
@@ -179,7 +179,7 @@ def test_any_bytes_as_the_root_are_refused_or_read(stores, data):
     assert set(use(store)) <= {"FormatError", "ChecksumError", "StoreError"}
 
 
-@settings(fuzz, max_examples=500)
+@settings(fuzz, max_examples=200)
 @given(data=st.data())
 def test_a_changed_manifest_is_refused_or_read(stores, data):
     codec = data.draw(st.sampled_from(hostile.CODECS))
@@ -232,7 +232,7 @@ def test_any_bytes_as_a_commit_record_are_found(stores, data):
     assert record.read_bytes() == sound or any(store / d.file == record for d in verify(store))
 
 
-@settings(fuzz, max_examples=300)
+@settings(fuzz, max_examples=200)
 @given(data=st.data())
 def test_changed_chunks_of_a_shard_are_refused_or_read(stores, data):
     codec = data.draw(st.sampled_from(hostile.CODECS))
@@ -248,7 +248,7 @@ def test_changed_chunks_of_a_shard_are_refused_or_read(stores, data):
     use(store, draws=False)
 
 
-@settings(fuzz, max_examples=300)
+@settings(fuzz, max_examples=200)
 @given(data=st.data())
 def test_a_changed_index_of_a_shard_is_refused_or_read(stores, data):
     codec = data.draw(st.sampled_from(hostile.CODECS))

@@ -286,7 +286,7 @@ def test_an_unknown_cast_codec_or_amount_of_memory_is_named(tmp_path):
 
 
 def test_an_unknown_backend_is_named_with_those_that_are_there(tmp_path):
-    with pytest.raises(lt.SelectionError, match="there are torch, onnx, arrays"):
+    with pytest.raises(lt.SelectionError, match="there are keras, torch, jax, onnx, arrays"):
         capture(tmp_path / "s", backend="caffe")
     with pytest.raises(lt.PlanError, match="no backend takes a str"):
         lt.record_dataset("model", values(), tmp_path / "s", "a")
