@@ -264,11 +264,13 @@ def _run_begin(token: Tensor, number: int, n_rows: int) -> None:
 
 
 def _run_tap(token: Tensor, tensors: list[Tensor], number: int, place: str, paths: str) -> None:
+    _COMPILED.add(number)
     if (recording := _RECORDINGS.get(number)) is not None:
         recording.fire(place, _rebuild(tensors, paths))
 
 
 def _run_end(token: Tensor, number: int) -> None:
+    _COMPILED.add(number)
     if (recording := _RECORDINGS.get(number)) is not None:
         recording.end()
 
