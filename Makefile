@@ -8,9 +8,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/demo
 	$(BIN)/layertap demo --out demo-out
 
-# Two processes, each with files of its own: frameworks are large, and share what one file needs.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
