@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from ..capture.axes import types_above
 from ..capture.backend import Backend, Json, Learned, Session, Surveyed
 from ..capture.columns import check_cast
 from ..capture.data import Batch, Source
@@ -36,7 +37,7 @@ from ..capture.reduce import Chain, Rows, Tokens
 from ..capture.returned import Returned, ReturnedSession, Values, batch_rows
 from ..capture.taps import OUTPUT, Layer, Path, Patterns, TapName, check_some, choose, no_match
 from .jax_marks import TAP, is_array
-from .jax_models import KINDS, Fixed, Held, JaxModel, is_function, is_linen, is_nnx, model_of
+from .jax_models import KINDS, Held, JaxModel, is_function, is_linen, is_nnx, model_of
 from .jax_reduce import can_reduce, reduced
 from .jax_trace import Traced, traced
 
@@ -179,11 +180,13 @@ class JaxSession(ReturnedSession):
         self._evaluating = False
         #: The arrays of the model in the last step, and their forms.
         self._arrays: list[Any] = []
-        self._shapes_of_arrays = Fixed(())
+        self._shapes_of_arrays = Held(())
         #: What the step that runs gave, and what waits to be copied: that, and the step before.
         self._held: list[tuple[int, Any]] = []
         self._columns: list[tuple[Values, Any]] = []
         self._moving: _Moving | None = None
+        #: One array that the last run of the model gives.
+        self._last: list[Any] = []
         #: Seconds and number of compilations.
         self.compile_s, self.n_compiled, self._n_forms = 0.0, 0, 0
 
@@ -200,7 +203,7 @@ class JaxSession(ReturnedSession):
         """Let go of what was compiled and of what moves."""
         super().detach()
         self._compiled.clear()
-        self._held, self._columns, self._moving, self._arrays = [], [], None, []
+        self._held, self._columns, self._moving, self._arrays, self._last = [], [], None, [], []
 
     def plain(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the model without taps."""
@@ -271,8 +274,8 @@ class JaxSession(ReturnedSession):
         return lines
 
     def wait(self) -> None:
-        """Wait until the step that runs has been computed."""
-        jax.block_until_ready([parts for _, parts in self._held])
+        """Wait until the step that runs has been computed: what a function gives is there all at once."""
+        jax.block_until_ready(self._last)
 
     def put(self, view: NDArray[Any], values: Any) -> None:
         """Copy the values of a column; those on a device when they are there."""
@@ -337,9 +340,7 @@ class JaxSession(ReturnedSession):
         """Return the axes of what a layer gives; of what `lt.tap` gets only the shape is known."""
         if self.types[tap.layer] == TAP:
             return ()
-        parts = tap.layer.split(".")
-        above = [self.types.get(".".join(parts[:n]), "") for n in range(1, len(parts) + 1)]
-        return self._model.dims(shape, above)
+        return self._model.dims(shape, types_above(tap.layer, self.types))
 
     def learned(self) -> list[Learned]:
         """Return what the first batch showed, with the other names of each tap."""
@@ -392,7 +393,7 @@ class JaxSession(ReturnedSession):
             return made
 
         if len(arrays) != len(self._arrays) or not all(map(is_, arrays, self._arrays)):
-            self._arrays, self._shapes_of_arrays = arrays, Fixed(tuple(map(_form_of, arrays)))
+            self._arrays, self._shapes_of_arrays = arrays, Held(tuple(map(_form_of, arrays)))
         shapes = (self._shapes_of_arrays, *map(_form_of, leaves))
         return _Call((model, structure, held, shapes, self._evaluating), model, arrays, leaves, again)
 
@@ -449,6 +450,7 @@ class JaxSession(ReturnedSession):
 
     def _run(self, function: Callable[..., Any], of: _Compiled, call: _Call) -> tuple[Any, list[Any]]:
         results, values = function(of.traced.consts, *call.arrays, *call.leaves)
+        self._last = jax.tree.leaves((results, values))[:1]
         output, after = jax.tree.unflatten(of.traced.structure, results)
         if of.traced.changes:
             self._model.keep(call.model, after)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..capture.axes import channels_last_dims
 from ..capture.backend import Json
 from ..capture.errors import PlanError
 from ..capture.fingerprint import fingerprint
@@ -20,26 +21,6 @@ from .jax_marks import is_array, marked, marked_arguments
 
 #: What a layer of JAX's can be tapped for.
 KINDS = ("input", OUTPUT)
-
-#: Types of layers that give (token, head, size) or (head, query, key), and no maps.
-_NO_MAPS = frozenset(
-    (
-        *("LinearGeneral", "DenseGeneral", "Einsum", "EinsumDense", "Softmax", "MultiHeadAttention"),
-        *("MultiHeadDotProductAttention", "SelfAttention", "GroupedQueryAttention", "GroupQueryAttention"),
-    )
-)
-
-
-def maps_of(shape: Sequence[int], types: Sequence[str]) -> tuple[str, ...]:
-    """Return the axes of maps whose channels come last; empty where rows of `shape` are none.
-
-    Args:
-        shape: of a row.
-        types: of the layer, and of those that it lies in.
-    """
-    if not _NO_MAPS.isdisjoint(types):
-        return ()
-    return {3: ("y", "x", "feature"), 4: ("t", "y", "x", "feature")}.get(len(shape), ())
 
 
 class JaxModel(ABC):
@@ -75,8 +56,8 @@ class JaxModel(ABC):
         return {}
 
     def dims(self, shape: tuple[int, ...], types: Sequence[str]) -> tuple[str, ...]:
-        """Return the axes of what a layer of such `types` gives, rows of `shape`; see `maps_of`."""
-        return maps_of(shape, types)
+        """Return the axes of what a layer of such `types` gives, rows of `shape`."""
+        return channels_last_dims(shape, types)
 
     @property
     def type(self) -> str:
@@ -138,32 +119,11 @@ class FunctionModel(JaxModel):
         return {jax.tree_util.keystr(keys): leaf for keys, leaf in leaves if isinstance(leaf, jax.Array)}
 
 
-class Fixed:
-    """What a model is beside its arrays; compared in every step, so its hash is worked out once.
-
-    What cannot be hashed is itself alone.
-    """
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        try:
-            self._hash, self._alone = hash(value), False
-        except TypeError:
-            self._hash, self._alone = id(value), True
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Fixed):
-            return NotImplemented
-        if self is other or self._alone or other._alone:
-            return self is other
-        return self._hash == other._hash and bool(self.value == other.value)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-
 class Held:
-    """Something that is no array, compared by its value where that can be hashed, else by what it is."""
+    """Something that is no array, compared by its value where that can be hashed, else by what it is.
+
+    It is compared in every step, so its hash is worked out once.
+    """
 
     def __init__(self, value: Any) -> None:
         self.value = value

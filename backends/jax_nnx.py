@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 
 from ..capture.taps import ROOT, Layer
-from .jax_models import KINDS, Fixed, JaxModel, marking
+from .jax_models import KINDS, Held, JaxModel, marking
 
 #: The attribute by which a layer of a traced copy of a model knows its name; Flax takes such for its own.
 _NAME = "_pytree__layertap_name"
@@ -52,7 +52,7 @@ class NnxModel(JaxModel):
             return self._seen.arrays(), self._seen.form
         graph, state = nnx.split(self._model)
         arrays, structure = jax.tree.flatten(state)
-        form = Fixed((graph, structure))
+        form = Held((graph, structure))
         self._seen = _Seen.of(self._model, state, form)
         return arrays, form
 
@@ -101,12 +101,12 @@ class _Seen:
     """An NNX module as it was split, and what tells that it has not changed since."""
 
     def __init__(
-        self, form: Fixed, variables: Sequence[Any], parts: Sequence[tuple[Any, tuple[Any, ...]]]
+        self, form: Held, variables: Sequence[Any], parts: Sequence[tuple[Any, tuple[Any, ...]]]
     ) -> None:
         self.form, self._variables, self._parts = form, variables, parts
 
     @classmethod
-    def of(cls, model: Any, state: Any, form: Fixed) -> _Seen | None:
+    def of(cls, model: Any, state: Any, form: Held) -> _Seen | None:
         """Look at `model`; None where its variables are not found by the paths of its state."""
         variables = []
         for keys, array in jax.tree_util.tree_flatten_with_path(state)[0]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..capture.axes import channels_last_dims
 from ..capture.backend import Backend, Json, Session, Surveyed
 from ..capture.data import Batch
 from ..capture.errors import PlanError
@@ -170,10 +171,6 @@ def check_built(model: Any) -> None:
         )
 
 
-#: Types of layers that give (token, head, size) or (head, query, key), and no maps.
-NO_MAPS = frozenset(("EinsumDense", "Softmax", "MultiHeadAttention", "GroupQueryAttention", "Attention"))
-
-
 def channels_last(shape: Sequence[int], types: Sequence[str]) -> tuple[str, ...]:
     """Return the axes of a map, by Keras's setting of where channels are; empty where it is no map.
 
@@ -181,9 +178,7 @@ def channels_last(shape: Sequence[int], types: Sequence[str]) -> tuple[str, ...]
         shape: of a row.
         types: of the layer, and of those that it lies in.
     """
-    if keras.config.image_data_format() != "channels_last" or not NO_MAPS.isdisjoint(types):
-        return ()
-    return {3: ("y", "x", "feature"), 4: ("t", "y", "x", "feature")}.get(len(shape), ())
+    return channels_last_dims(shape, types) if keras.config.image_data_format() == "channels_last" else ()
 
 
 def _named(model: Any) -> Iterator[tuple[str, Any]]:

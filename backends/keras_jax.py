@@ -13,7 +13,7 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 from ..capture.taps import Layer
 from .jax_marks import marked, marked_arguments
 from .jax_models import JaxModel
-from .keras import channels_last, layers_of, weights_of
+from .keras import channels_last, layers_of
 from .keras_framework import keras
 
 
@@ -25,11 +25,6 @@ class KerasJaxModel(JaxModel):
     def __init__(self, model: Any) -> None:
         self._model = model
         self._names = {id(layer.module): layer.name for layer in layers_of(model)}
-
-    @property
-    def type(self) -> str:
-        """The name of the model's class."""
-        return type(self._model).__name__
 
     def layers(self) -> list[Layer]:
         """Return the model and its layers."""
@@ -66,10 +61,6 @@ class KerasJaxModel(JaxModel):
         """Keep what the run changed."""
         for variable, value in zip(self._model.variables, arrays, strict=True):
             variable.assign(value)
-
-    def named_arrays(self) -> dict[str, Any]:
-        """Return the weights by the names of their layers."""
-        return {name: variable.value for name, variable in weights_of(self._model).items()}
 
 
 def _hand_on_masks(old: Any, new: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..capture.axes import types_above
 from ..capture.backend import Session
 from ..capture.taps import KINDS, Layer, Patterns, TapName
 from .keras import channels_last, layers_of
@@ -24,9 +25,7 @@ class KerasTorchBackend(TorchBackend):
         types = {one.name: one.type for one in layers_of(model)}
 
         def dims(tap: TapName, shape: tuple[int, ...]) -> tuple[str, ...]:
-            parts = tap.layer.split(".")
-            above = [types.get(".".join(parts[:n]), "") for n in range(1, len(parts) + 1)]
-            return channels_last(shape, above)
+            return channels_last(shape, types_above(tap.layer, types))
 
         session.tell_dims, session.lists_are_rows = dims, False
         session.keeps_aliases = False  # Keras counts names over the whole process

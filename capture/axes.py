@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .taps import ATTENTION, OUTPUT
 
@@ -41,3 +41,38 @@ def places_of(shape: Sequence[int]) -> tuple[int, ...]:
     if channels_last(shape):
         return tuple(shape[:2])
     return {2: tuple(shape[:1]), 3: tuple(shape[1:])}.get(len(shape), ())
+
+
+#: Types of layers, of any library, that give (token, head, size) or (head, query, key), and no maps.
+_NO_MAPS = frozenset(
+    (
+        *(
+            "LinearGeneral",
+            "DenseGeneral",
+            "Einsum",
+            "EinsumDense",
+            "Softmax",
+            "MultiHeadAttention",
+            "Attention",
+        ),
+        *("MultiHeadDotProductAttention", "SelfAttention", "GroupedQueryAttention", "GroupQueryAttention"),
+    )
+)
+
+
+def channels_last_dims(shape: Sequence[int], types: Sequence[str]) -> tuple[str, ...]:
+    """Return the axes of maps of a library that puts channels last; empty where rows of `shape` are none.
+
+    Args:
+        shape: of a row.
+        types: of the layer, and of those that it lies in; see `types_above`.
+    """
+    if not _NO_MAPS.isdisjoint(types):
+        return ()
+    return {3: ("y", "x", "feature"), 4: ("t", "y", "x", "feature")}.get(len(shape), ())
+
+
+def types_above(layer: str, types: Mapping[str, str]) -> list[str]:
+    """Return the types of the layers that `layer` lies in and of itself, by dotted names."""
+    parts = layer.split(".")
+    return [types.get(".".join(parts[:n]), "") for n in range(1, len(parts) + 1)]

@@ -833,3 +833,15 @@ def test_arrays_of_jaxs_are_a_data_set(tmp_path):
 def test_a_function_without_taps_says_what_a_tap_is(tmp_path):
     with pytest.raises(lt.SelectionError, match="no layers but the values that it gives"):
         lt.record_dataset(jax.jit(lambda x: x), np.ones((2, 3), np.float32), tmp_path / "s", "**")
+
+
+def test_waiting_is_for_a_run_without_taps_too(monkeypatch):
+    session = JaxSession(jax_backend.model_of(nnx_model()), "conv")
+    waited: list[Any] = []
+    monkeypatch.setattr(jax, "block_until_ready", lambda arrays: waited.append(list(arrays)))
+    output = session.plain((jnp.asarray(inputs(4)),), {})
+    session.wait()
+    session.tapped((jnp.asarray(inputs(4)),), {})
+    session.wait()
+    assert waited[0][0] is output
+    assert len(waited[1]) == 1
