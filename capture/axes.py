@@ -46,15 +46,7 @@ def places_of(shape: Sequence[int]) -> tuple[int, ...]:
 #: Types of layers, of any library, that give (token, head, size) or (head, query, key), and no maps.
 _NO_MAPS = frozenset(
     (
-        *(
-            "LinearGeneral",
-            "DenseGeneral",
-            "Einsum",
-            "EinsumDense",
-            "Softmax",
-            "MultiHeadAttention",
-            "Attention",
-        ),
+        *("LinearGeneral", "DenseGeneral", "Einsum", "EinsumDense", "Softmax", "MultiHeadAttention"),
         *("MultiHeadDotProductAttention", "SelfAttention", "GroupedQueryAttention", "GroupQueryAttention"),
     )
 )
